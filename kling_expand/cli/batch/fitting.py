@@ -68,7 +68,7 @@ class Fitter:
     """A converter of photos, which writes to a temporary directory.
 
     The key of a job is derived from the user's own photo. Therefore the journal finds the job again without a
-    conversion, and even if another version of Pillow would write different bytes.
+    conversion, even if another version of Pillow would write different bytes.
     """
 
     def __init__(self, journal: JobStore | None, dialect: Dialect, *, fresh: bool) -> None:

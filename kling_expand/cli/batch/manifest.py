@@ -216,7 +216,7 @@ class PhotoFinder:
         self.selection: Selection = selection
         self._found = FoundPhotos()
         self._seen: set[str] = set()
-        self._visited: set[tuple[int, int]] = set()  # directories, because links may lead to one again
+        self._visited: set[tuple[int, int]] = set()  # directories already searched, to which links may lead
         self._output = os.path.realpath(selection.output) if selection.output else ""
 
     def find(self, words: Sequence[str]) -> FoundPhotos:

@@ -24,7 +24,7 @@ def known_result(result: ExpandResult, record: JobRecord | None) -> ExpandResult
 
 
 def _own_photo(request: ExpandRequest) -> ExpandRequest:
-    """Return the request with the ratios for the original of a converted photo."""
+    """Return the request for the user's own photo, with ratios for its upright size if it was converted."""
     source = str(request.image)
     if isinstance(request.image, str) or not isinstance(request.image, os.PathLike):
         return request

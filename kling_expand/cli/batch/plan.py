@@ -52,7 +52,7 @@ from .manifest import (
 )
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # a job in these states is not billed again
-EMULATED = "the emulator of --emulator"  # the account of its journals; its address would change
+EMULATED = "the emulator of --emulator"  # the account in its journals, as its address always changes
 SHOWN_LABELS = 5  # how many of the rows that are left out are named
 ROWS_AT_ONCE = 64  # rows that one call to a thread checks
 PICTURE_BYTES = 3 << 20  # approximate size of a result, for the check of free space
@@ -442,7 +442,7 @@ class Survey:
         self.units += due
 
     def _hash(self, row: Row, name: str) -> int:
-        """Return the hash of a name. With ``{shape}`` in the output, all shapes share it."""
+        """Return the hash of a name. With ``{shape}`` in the output, shapes of a photo may share a name."""
         return hash((name.casefold(), row.shape if self.shape_in_paths else ""))
 
     def names_for(self, row: Row) -> tuple[str, ...]:
@@ -661,7 +661,7 @@ def _check_target(target: str, format: str | None) -> None:  # noqa: A002 - the 
     """Raise `InvalidRequest` if no picture could be saved to *target*, before any is paid for."""
     (path,) = _sample_paths(0, target, 1)
     if format is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
-        limit = "must not have the suffix of another format, as the pictures are PNG"
+        limit = "must not have the suffix of another format, because the pictures are PNG"
         raise InvalidRequest("output", repr(target), limit, "end it in {ext}")
 
 

@@ -51,8 +51,8 @@ if TYPE_CHECKING:  # rich takes a moment to import, and only a live screen needs
 LAST_FAILURES, KEPT_FAILURES = 3, 1000  # failures shown on the live screen, and failures listed at the end
 SHOWN_JOBS = 8  # lines of running jobs on the live screen
 LINE_INTERVAL, MAX_LINE_INTERVAL = 1.0, 30.0  # seconds between two plain lines
-NARROW = 60  # columns, below which a live screen shows its numbers below the bar
-TICK = 0.5  # seconds between two checks for output
+NARROW = 60  # columns: on a narrower terminal, the live screen shows its numbers below the bar
+TICK = 0.5  # seconds between two checks whether a line is due
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
 _STATUS_WORDS = {"succeed": "succeeded"}  # shown instead of the service's words
 TROUBLE_LIFE = 60.0  # seconds without another failed call, after which trouble is over
@@ -313,7 +313,7 @@ class ProgressDisplay:
         self._emulated = emulated
         self._clock = progress.clock
         self._started_at = self._clock()
-        self._running: dict[Job, tuple[str, float]] = {}  # status and start of each
+        self._running: dict[Job, tuple[str, float]] = {}  # status and start time of each
         shared = bool(sys.stdout and sys.stdout.isatty())
         live = not self._output.quiet and not (self._output.as_json and shared)
         self._console = console or (_terminal() if live else None)

@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 MAX_SAVES = 8  # tasks whose pictures are saved at the same time
 SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
 OUTPUT_INTERVAL = 5.0  # seconds between two checks of the output
-MAX_UNREACHED = 3  # jobs without a response, after which a service that has never responded is given up
+MAX_UNREACHED = 3  # jobs without a response, after which the batch stops if the service has never responded
 
 _AGAIN = "run the same command again"
 _INTERRUPTED = f"the run was interrupted; {_AGAIN} to continue"

@@ -145,7 +145,7 @@ def _table(name: str) -> Iterator[Entry]:
 
 
 def _head(file: TextIO) -> tuple[int, int, str]:
-    """Return the start of the header, the number of lines before it, and the delimiter."""
+    """Return the position of the header in the file, the number of lines before it, and the delimiter."""
     number = 0
     while True:
         position = file.tell()
@@ -185,7 +185,9 @@ def _checked_header(name: str, header: list[str]) -> list[str]:
 def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> Entry:
     found = {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
     if len(cells) > len(header):
-        error = f"the row has {len(cells)} cells, but the header has {len(header)}; quote cells with commas"
+        error = (
+            f"the row has {len(cells)} cells, but the header has {len(header)}; quote cells that have commas"
+        )
         return Entry(line, found, error)
     swallowed = next(
         (name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None

@@ -202,7 +202,7 @@ async def _own_outcomes(
     """Yield the outcomes of the jobs in *waiting*, until the caller has removed all of these jobs.
 
     Outcomes from before *began_at* come last. A job that was submitted again keeps its earlier outcome until
-    it ends again. But if a worker's clock is behind, a new outcome looks like an earlier one.
+    it ends again. But if a worker's clock is behind, a new outcome seems to be an earlier one.
     """
     earlier: dict[str, JobOutcome] = {}
     async with aclosing(fleet.results()) as outcomes:

@@ -1,4 +1,4 @@
-"""Each benchmark runs at a small size and prints the promised figures; their values are not checked."""
+"""The benchmarks run at a small size and print the promised figures, whose values are not checked."""
 
 import json
 import subprocess
@@ -97,7 +97,7 @@ def test_clients_are_compared_by_the_same_figures() -> None:
 
 
 def test_results_are_drawn(tmp_path: Path) -> None:
-    """Both kinds of results become valid SVG with escaped names."""
+    """Both kinds of results are drawn as SVG with escaped names."""
     row = {"concurrent jobs": 10, "client": "a & b", "requests per job": 2.0, "latency (s)": 0.5}
     rows = [row, row | {"client": "c", "requests per job": 40}]
     (tmp_path / "compare.json").write_text(json.dumps({"rows": rows, "peers": []}))
@@ -134,7 +134,7 @@ def test_each_goal_belongs_to_a_run_and_each_run_to_a_step() -> None:
 def test_results_of_other_runs_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --only, a file keeps what it has of other runs, and the table shows both."""
+    """With --only, a file keeps the results of other runs, and the table shows both."""
     file = tmp_path / "all.json"
     file.write_text(json.dumps({"machine": {}, "results": {"upload": {"blocked_ms": 1.5}}}))
     monkeypatch.setitem(RUNS, "import_time", ["import_time", "--runs", "1"])
@@ -147,12 +147,12 @@ def test_results_of_other_runs_are_kept(
 
 
 def test_a_first_task_is_polled_until_its_end() -> None:
-    """Tasks of up to 1 s, evenly spread, need one poll at 1 s, which is half a second late on average."""
+    """Tasks that take up to 1 s need one poll at 1 s, and their mean latency is half a second."""
     assert first_task(0, 1, "fixed 1 s", 5) == {"polls": 1, "latency (s)": pytest.approx(0.5)}
 
 
 def test_the_use_of_slots_is_counted_correctly() -> None:
-    """Peak and utilisation of a fleet equal values calculated by hand, without the outages."""
+    """Peak and utilisation of a fleet exclude outages and equal values calculated by hand."""
     times = [(0.0, 10.0), (0.0, 10.0), (10.0, 15.0), (20.0, 30.0), (20.0, 30.0), (30.0, 40.0), (30.0, 40.0)]
     found = usage(times, 2, [])
     assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
@@ -164,7 +164,7 @@ def test_the_use_of_slots_is_counted_correctly() -> None:
 
 
 def test_a_slot_is_reserved_until_its_task_appears() -> None:
-    """It is, for a create without a usable answer; or until no task can appear any more."""
+    """A create without a usable response keeps its slot until its task appears or can no longer appear."""
     tasks = [{"external_task_id": "a", "created_at": 12.0}, {"external_task_id": "b", "created_at": 4.0}]
     unanswered = [(10.0, "a"), (11.0, "a"), (5.0, "b"), (0.0, "c"), (LONGEST_CREATE, "c")]
     assert reserved(tasks, unanswered) == [
@@ -175,7 +175,7 @@ def test_a_slot_is_reserved_until_its_task_appears() -> None:
 
 
 def test_a_standstill_is_counted_without_outages() -> None:
-    """It is the longest time between two creates, less what lies in outages."""
+    """A standstill is the longest time between two creates, minus outages."""
     assert standstill([30.0, 0.0, 10.0], []) == 20.0
     assert standstill([30.0, 0.0, 10.0], [(5.0, 25.0)]) == 5.0
     assert standstill([1.0], []) == 0.0

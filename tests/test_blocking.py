@@ -91,7 +91,7 @@ def test_a_photo_goes_in_and_its_picture_comes_out(
 
 
 def test_progress_is_a_for_loop(kling: KlingClient) -> None:
-    """A ``for`` loop gives each new snapshot, and then the result is there."""
+    """A ``for`` loop yields each new snapshot, and after it the result is available."""
     future = kling.submit(PHOTOS / "coffee.jpg", WIDER, external_task_id="mine")
     assert future.external_task_id == "mine"
     assert future.accepted().task_id == future.task_id
@@ -104,7 +104,7 @@ def test_progress_is_a_for_loop(kling: KlingClient) -> None:
 
 
 def test_the_tools_of_concurrent_futures_take_futures(kling: KlingClient, tmp_path: Path) -> None:
-    """`wait` and `as_completed` see results and errors; a callback runs once, also after the end."""
+    """`wait` and `as_completed` accept futures, and each callback runs once, even if added after the end."""
     good = kling.submit(PHOTOS / "coffee.jpg", WIDER)
     bad = kling.submit(tmp_path, WIDER)
     called: list[object] = []
@@ -137,7 +137,7 @@ def test_a_wait_for_a_result_may_be_limited(endless: Emulator) -> None:
 
 
 def test_a_job_that_was_taken_back_is_cancelled(endless: Emulator) -> None:
-    """`cancel` ends a job that was not sent, with `NotSubmitted`, and no other."""
+    """`cancel` ends only a job that was not sent, and its future raises `NotSubmitted`."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
         running = kling.submit(PHOTOS / "coffee.jpg", Ratios(right=0.1))
         running.accepted()  # before the other is submitted, which would race it for the only slot
@@ -149,14 +149,14 @@ def test_a_job_that_was_taken_back_is_cancelled(endless: Emulator) -> None:
 
 
 async def test_asyncio_waits_for_a_blocking_future(kling: KlingClient) -> None:
-    """`asyncio.wrap_future` bridges the two."""
+    """A future can be awaited through `asyncio.wrap_future`."""
     future = await asyncio.to_thread(kling.submit, PHOTOS / "coffee.jpg", WIDER)
     result = await asyncio.wrap_future(future)
     assert result.task_id == future.task_id
 
 
 def test_a_result_can_be_had_after_the_client_was_closed(emulator: Emulator) -> None:
-    """An end that is known stays known."""
+    """A result is still available after the client was closed."""
     with KlingClient(**options(emulator)) as kling:
         future = kling.submit(PHOTOS / "coffee.jpg", WIDER)
         result = future.result()
@@ -168,14 +168,14 @@ def test_a_result_can_be_had_after_the_client_was_closed(emulator: Emulator) -> 
 def test_a_blocking_client_logs_the_tasks_that_go_on(
     endless: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The end of ``with`` names running tasks, as that of the asynchronous client does."""
+    """Leaving ``with`` logs the running tasks, as the asynchronous client does."""
     with KlingClient(**options(endless)) as kling:
         task = kling.create(PHOTOS / "coffee.jpg", WIDER)
     assert f"1 task continues at the service: {task.task_id}" in caplog.text
 
 
 def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
-    """Each request has an outcome, also a failed one, and results can be saved."""
+    """Each request has an outcome, even if it failed, and results can be saved."""
     names = ["coffee.jpg", "CREDITS.md", "rocket.jpg"]
     requests = [ExpandRequest(PHOTOS / name, Padding(left=100)) for name in names]
     outcomes = list(kling.map(requests, ordered=True))
@@ -189,7 +189,7 @@ def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Pat
 
 
 def test_a_map_saves_pictures_and_survives_a_bad_row(kling: KlingClient, tmp_path: Path) -> None:
-    """With `save_to` each outcome has its files; a row that makes no request is an outcome of its own."""
+    """With `save_to` each outcome has its files, and an invalid row has an outcome of its own."""
     names = {"coffee.jpg": 0, "rocket.jpg": 1}
     rows = [{"image": PHOTOS / name, "geometry": WIDER, "n": n} for name, n in names.items()]
     bad, good = kling.map(rows, ordered=True, save_to=tmp_path)
@@ -200,7 +200,7 @@ def test_a_map_saves_pictures_and_survives_a_bad_row(kling: KlingClient, tmp_pat
 
 
 def test_pictures_can_be_read_without_a_file(kling: KlingClient, tmp_path: Path) -> None:
-    """The bytes of `read` and `stream` are those that `save` writes."""
+    """`read` and `stream` return the same bytes that `save` writes."""
     result = kling.expand(PHOTOS / "coffee.jpg", WIDER, n=2)
     written = tuple(path.read_bytes() for path in result.save(tmp_path))
     assert result.read() == written
@@ -209,7 +209,7 @@ def test_pictures_can_be_read_without_a_file(kling: KlingClient, tmp_path: Path)
 
 
 def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
-    """The source of a `map` may use the same client while it is read."""
+    """The source of a `map` may use the same client while `map` iterates over it."""
 
     def chain() -> Iterator[ExpandRequest]:
         for number in range(2):
@@ -220,7 +220,7 @@ def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
 
 
 def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
-    """After `break` only what was sent is paid for, and the client goes on working."""
+    """After `break` only jobs that were sent are paid for, and the client still works."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
         bad = ExpandRequest(PHOTOS / "CREDITS.md", WIDER)
         good = ExpandRequest(PHOTOS / "coffee.jpg", WIDER)
@@ -232,7 +232,7 @@ def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
 
 
 def test_tasks_are_found_again(kling: KlingClient) -> None:
-    """Tasks are found by either id, in lists, and as futures."""
+    """Tasks can be read by either id, listed, and attached as futures."""
     task = kling.create(PHOTOS / "coffee.jpg", WIDER, external_task_id="order-7")
     result = kling.attach("order-7").result()
     assert result.task_id == task.task_id == kling.get(task.task_id).task_id
@@ -242,7 +242,7 @@ def test_tasks_are_found_again(kling: KlingClient) -> None:
 
 
 def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> None:
-    """A second run of a script continues the jobs of the first, and pays nothing twice."""
+    """A second run of a script continues the jobs of the first and pays for nothing twice."""
     journal = tmp_path / "run.db"
     with KlingClient(**options(emulator), journal=journal) as kling:
         kling.create(PHOTOS / "coffee.jpg", WIDER, key="coffee")
@@ -263,7 +263,7 @@ def test_a_callback_is_received_here_too(kling: KlingClient) -> None:
 
 
 def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> None:
-    """Many threads may expand at once; each gets its own picture."""
+    """Many threads may expand at once, and each gets its own picture."""
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: kling.expand(PHOTOS / "chelsea.jpg", WIDER), range(8)))
     assert len({result.task_id for result in results}) == 8
@@ -279,7 +279,7 @@ async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
 
 
 def test_closing_says_what_goes_on(endless: Emulator) -> None:
-    """`close` returns the tasks that still run, for another process to attach."""
+    """`close` returns the tasks that are still running, so that another process can attach them."""
     kling = KlingClient(**options(endless)).open()
     task = kling.create(PHOTOS / "coffee.jpg", WIDER)
     (running,) = kling.close()
@@ -289,7 +289,7 @@ def test_closing_says_what_goes_on(endless: Emulator) -> None:
 
 
 def test_what_is_not_open_says_so(emulator: Emulator) -> None:
-    """Before `with` and after it every method raises instead of waiting for ever."""
+    """Before and after `with`, every method raises an error instead of waiting forever."""
     kling = KlingClient(**options(emulator))
     with pytest.raises(ClientClosed):
         kling.list()
@@ -300,7 +300,7 @@ def test_what_is_not_open_says_so(emulator: Emulator) -> None:
 
 
 def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
-    """Bad options and bad requests raise in the line that passes them."""
+    """Bad options and bad requests raise an error in the line that passes them."""
     with pytest.raises(ConfigurationError, match="secret key is missing"):
         KlingClient(access_key="half of a pair")
     with KlingClient(**options(emulator)) as kling, pytest.raises(InvalidRequest):
@@ -322,13 +322,13 @@ def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path
 
 
 def test_opening_again_changes_nothing(kling: KlingClient) -> None:
-    """An open client can be opened again, as a notebook cell may run twice."""
+    """An open client can be opened again, because a notebook cell may run twice."""
     assert kling.open() is kling
     assert kling.list() == ()
 
 
 def program(emulator: Emulator, code: str, *flags: str) -> tuple[str, str, int]:
-    """Run *code* in an interpreter of its own; return what it wrote and its exit code."""
+    """Run *code* in a new interpreter, and return its output, its errors and its exit code."""
     prelude = f"""
 import queue, sys, tempfile, threading
 from kling_expand import ExpandRequest, Ratios
@@ -344,7 +344,7 @@ def make(**options):
         timeout=60,
         check=False,
     )
-    # On a busy machine asyncio's debug mode reports slow steps, which say nothing about the client.
+    # On a busy machine asyncio's debug mode reports slow steps, which are not the client's fault.
     lines = [line for line in ran.stderr.splitlines(keepends=True) if not line.startswith("Executing <")]
     return ran.stdout, "".join(lines), ran.returncode
 
@@ -378,7 +378,7 @@ print(len(first.list()) + len(second.list()))
 
 @pytest.mark.parametrize("code", LEFT_OPEN.values(), ids=LEFT_OPEN.keys())
 def test_a_program_with_an_open_client_ends(emulator: Emulator, code: str) -> None:
-    """A program that never closes its client ends at once; a job that it forgot is logged with its id."""
+    """A program that never closes its client ends at once, and a forgotten job is logged with its id."""
     out, err, status = program(emulator, code, "-X", "dev", "-W", "error")
     assert (out, status) == ("0\n", 0)
     forgotten = r"(the error of a job was never retrieved|.* 1 task continues at the service): .*\S{18,}.*\n"
@@ -430,12 +430,12 @@ print(len(future.result().images))
 
 
 def test_after_a_fork_there_is_a_clear_error(emulator: Emulator) -> None:
-    """In the child every call raises an error that says what to do; the client of the parent goes on."""
+    """In the child every call raises an error with advice, and the parent's client still works."""
     assert program(emulator, FORK)[::2] == ("1\n1\n7\n1\n", 0)
 
 
 def test_a_client_can_be_opened_again(emulator: Emulator, tmp_path: Path) -> None:
-    """After `close` everything works as before, in another event loop."""
+    """A client that was closed can be opened again and works as before, in another event loop."""
     kling = KlingClient(**options(emulator), journal=tmp_path / "run.db")
     for number in range(3):
         with kling:
@@ -452,7 +452,7 @@ def test_a_client_can_be_opened_again(emulator: Emulator, tmp_path: Path) -> Non
 def waiting_source(
     *requests: ExpandRequest,
 ) -> tuple["queue.Queue[ExpandRequest | None]", Iterator[ExpandRequest]]:
-    """Return a queue with these requests, and an iterator that waits for the next one in it."""
+    """Return a queue with these requests, and an iterator that waits for the next request in it."""
     source: queue.Queue[ExpandRequest | None] = queue.Queue()
     for request in requests:
         source.put(request)
@@ -460,7 +460,7 @@ def waiting_source(
 
 
 def test_a_map_whose_source_waits_can_be_left(kling: KlingClient) -> None:
-    """`break` goes on at once, and so does `close`, although the source never gives another request."""
+    """`break` and `close` return at once, although the source never yields another request."""
     _source, requests = waiting_source(ExpandRequest(PHOTOS / "coffee.jpg", WIDER))
     for outcome in kling.map(requests):
         assert outcome.error is None
@@ -470,7 +470,7 @@ def test_a_map_whose_source_waits_can_be_left(kling: KlingClient) -> None:
 
 
 def test_many_maps_wait_at_once(kling: KlingClient) -> None:
-    """However many sources wait for the outcomes of their own earlier requests, all go on."""
+    """All maps make progress, however many sources wait for the outcomes of their own earlier requests."""
 
     def follow(number: int) -> int:
         source, requests = waiting_source(ExpandRequest(PHOTOS / "coffee.jpg", Ratios(right=number / 100)))
@@ -493,7 +493,7 @@ def test_the_methods_are_the_same() -> None:
         return {name: value for name, value in inspect.getmembers(kind, callable) if name[0] != "_"}
 
     ours, theirs = verbs(KlingClient), verbs(kling_expand.KlingClient)
-    # Passes are followed one by one only by a program that iterates over futures, such as the command line.
+    # Only programs that iterate over futures, such as the command line, follow passes one by one.
     assert set(theirs) - set(ours) == {"aclose", "expand_passes", "resume_passes"}
     assert set(ours) - set(theirs) == {"open", "close"}
     for name in set(ours) & set(theirs):
@@ -505,7 +505,7 @@ def test_the_methods_are_the_same() -> None:
 
 
 def test_help_shows_what_the_methods_return() -> None:
-    """Signatures name the blocking classes and plain iterators, never a coroutine's or a generator's."""
+    """Signatures name the blocking classes and plain iterators, never coroutines or generators."""
     returned = {
         (KlingClient, "expand"): ExpandResult,
         (KlingClient, "submit"): TaskFuture,
@@ -533,7 +533,7 @@ def test_help_shows_what_the_methods_return() -> None:
 
 
 def test_results_and_futures_have_the_same_attributes() -> None:
-    """Blocking results and futures have all attributes of the asynchronous ones but loop internals."""
+    """Blocking results and futures have all attributes of the asynchronous ones, except loop internals."""
 
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if name[0] != "_"}

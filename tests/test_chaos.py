@@ -1,4 +1,4 @@
-"""The chaos benchmark: no job is paid twice or lost, and the faults of its proxy are what they claim."""
+"""The chaos benchmark: no job is paid for twice or lost, and its proxy injects the described faults."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def chaos(*options: object) -> dict[str, Any]:
 
 
 def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
-    """With five SIGKILLs of the script and one of the service, 60 jobs give 60 tasks and correct files."""
+    """After five SIGKILLs of the script and one of the service, 60 jobs have 60 tasks and correct files."""
     conditions = ("--jobs", 60, "--kills", 5, "--seed", 7, "--unique", "off", "--work-seconds", 0.2)
     found = chaos(*conditions, "--folder", tmp_path)
     assert (found["duplicates"], found["lost"]) == (0, 0)
@@ -46,9 +46,9 @@ def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
 
 
 def test_harsh_conditions_cost_nothing() -> None:
-    """Slow creates, late lookups, a clock set back and a deleted journal pay no job twice and lose none.
+    """Slow creates, late lookups, a clock set back and a deleted journal cause no double payment or loss.
 
-    That holds where the service accepts an id again too, as a new journal lists the account first.
+    This holds even if the service accepts an id twice, because a new journal first lists the account.
     """
     kept, unique, deleted = runs(
         *("--harsh", "--jobs", 24, "--kills", 2, "--seed", 7, "--faults", 0.3),
@@ -62,14 +62,14 @@ def test_harsh_conditions_cost_nothing() -> None:
 
 
 def test_a_naive_script_pays_twice_or_loses() -> None:
-    """A script without the SDK fails under the same conditions, so they are hard enough."""
+    """A script without the SDK fails under the same conditions, so the conditions are hard enough."""
     found = chaos("--jobs", 40, "--kills", 2, "--emulator-kills", 0, "--seed", 7, "--baseline", "naive")
     assert found["duplicates"] + found["lost"] > 0
     assert found["created"] > 40
 
 
 async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, bytes] | None:
-    """Return status and body of a request that gets a fault, None if no complete response arrives."""
+    """Return the status and body after a fault of this *kind*, or None without a complete response."""
     service.requests.clear()
     async with (
         Proxy(service.url, probability=1, seed=1, kinds=[kind], delays=(0, 0)) as between,
@@ -86,7 +86,7 @@ async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, 
 
 @pytest.mark.parametrize("kind", [*proxy.KINDS, proxy.SLOW])
 async def test_a_fault_forwards_the_request_or_not(kind: str) -> None:
-    """A fault that forwards sends the request once and complete; the others do not send it."""
+    """A fault that forwards sends the complete request once, and any other fault does not send it."""
     async with loopback(says(b"0123456789")) as service:
         received = await fate(kind, service, "POST")
         assert [b"body"] * (kind in FORWARDED) == [each.body for each in service.requests]
@@ -134,7 +134,7 @@ async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
 
 
 async def test_a_slow_answer_comes_after_its_effect() -> None:
-    """The service has the request at once, and the client its response only after the given seconds."""
+    """The service gets the request at once, but the client gets the response only after the given time."""
     async with (
         loopback(says(b"answer")) as service,
         Proxy(service.url, probability=1, seed=1, kinds=[proxy.SLOW], slow=60) as between,
@@ -149,7 +149,7 @@ async def test_a_slow_answer_comes_after_its_effect() -> None:
 
 @virtual_time
 async def test_a_lookup_lags_behind_its_create() -> None:
-    """A new task cannot be found by its external id for a while, but by its own id and by others."""
+    """A new task cannot be found by its external id for a while, but its task id and older ids work."""
     create = b'{"external_task_id": "new"}'
     async with (
         loopback(says(b"{}")) as service,

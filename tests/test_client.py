@@ -67,7 +67,7 @@ async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> No
 
 
 async def test_a_journal_belongs_to_one_service_and_account(tmp_path: Path) -> None:
-    """Another address, dialect or key is refused as long as the journal knows a task; no key is in it."""
+    """A journal with a task refuses another address, dialect or key, and does not contain the key."""
     journal = tmp_path / "run.db"
     async with Emulator(engine="flat", work_seconds=0.05) as emulator:
         own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "journal": journal}
@@ -85,7 +85,7 @@ async def test_a_journal_belongs_to_one_service_and_account(tmp_path: Path) -> N
 
 @virtual_time
 async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_path: Path) -> None:
-    """The answer to a create has no pictures, so a task that it calls ended is read once more."""
+    """If the response to a create says that the task has ended, the task is read for its pictures."""
     async with emulated(queue_seconds=0, work_seconds=0) as (_, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", Ratios(up=0.5))
         assert len(await result.save(tmp_path)) == 1
@@ -93,7 +93,7 @@ async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_pa
 
 @virtual_time
 async def test_many_photos_are_never_more_than_the_account_takes() -> None:
-    """Slots are weighted by n, so the service never refuses a create."""
+    """A task of n pictures takes n slots, so the service never refuses a create."""
     async with emulated(work_seconds=10, slots=9) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, Ratios(up=0.5), n=1 + i % 4) for i in range(30)]
         outcomes = [outcome async for outcome in kling.map(requests, ordered=True)]
@@ -112,7 +112,7 @@ async def test_many_photos_are_never_more_than_the_account_takes() -> None:
 async def test_either_dialect_goes_the_whole_way(
     tmp_path: Path, dialect: str, shapes: dict[str, Any]
 ) -> None:
-    """Create, wait, query, list, walk and save give the same models in both dialects."""
+    """Creating, waiting, reading, listing and saving give the same models in both dialects."""
     async with emulated({"dialect": dialect}, work_seconds=20, **shapes) as (emulator, kling):
         future = kling.submit(PHOTO, Towards("left,right", 1.5), prompt="a meadow", n=2)
         assert (await future.accepted()).status is Status.SUBMITTED
@@ -135,7 +135,7 @@ async def test_either_dialect_goes_the_whole_way(
 @pytest.mark.parametrize("towards", [Towards("all", 1.4), Towards("top"), Towards("bottom,left", 1.2)])
 @virtual_time
 async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) -> None:
-    """A direction is sent as such in one dialect and as four ratios in the other, with equal results."""
+    """A direction is sent unchanged in one dialect and as four ratios in the other, with equal results."""
     async with emulated() as (emulator, kling):
         await kling.create(PHOTO, towards)
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
@@ -148,7 +148,7 @@ async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) ->
 @pytest.mark.parametrize("geometry", [WIDER, ToAspect("16:9"), ToAspect(2.5)])
 @virtual_time
 async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> None:
-    """A geometry that the dialect cannot express is refused with advice before anything is sent."""
+    """A geometry that the dialect cannot express raises an error with advice before anything is sent."""
     async with emulated({"dialect": "direction"}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match=r"must be Towards\(…\)"):
             await kling.expand(PHOTO, geometry)
@@ -159,7 +159,7 @@ async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> Non
 
 @virtual_time
 async def test_the_dialects_do_not_see_each_others_tasks() -> None:
-    """Each dialect has its own lists and queries, and a client uses its own."""
+    """Tasks of one dialect cannot be read or listed in the other."""
     async with emulated() as (emulator, kling):
         mine = await kling.create(PHOTO, WIDER)
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "dialect": "direction"}
@@ -217,7 +217,7 @@ async def test_the_price_is_known_before_and_after(task_format: str) -> None:
 
 @virtual_time
 async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
-    """A result can be saved for 30 days; then the error has both ids, and no file is left."""
+    """A result can be saved for 30 days. After that the error has both ids, and no file is left behind."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
         result = await future
@@ -240,7 +240,7 @@ async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
-    """While pages shift, no task comes twice and no task that existed at the start is missed."""
+    """While pages shift, no task is yielded twice and no task that existed at the start is missed."""
     async with emulated(slots=1000) as (_, kling):
         before = [await kling.create(PHOTO, WIDER) for _ in range(12)]
         seen = []
@@ -255,7 +255,7 @@ async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
 @pytest.mark.parametrize("mode", ["newest", "oldest", "shuffled"])
 @virtual_time
 async def test_a_walk_needs_no_order(mode: str) -> None:
-    """Whatever the order of a page, no task comes twice."""
+    """Whatever the order of a page, no task is yielded twice."""
     async with emulated(slots=1000, list_order=mode) as (emulator, kling):
         for _ in range(7):
             await kling.create(PHOTO, WIDER)
@@ -267,7 +267,7 @@ async def test_a_walk_needs_no_order(mode: str) -> None:
 
 @virtual_time
 async def test_a_page_is_what_the_document_allows() -> None:
-    """The page number and size are checked locally; a page beyond the last is empty."""
+    """The page number and size are checked locally, and a page beyond the last is empty."""
     async with emulated(slots=100) as (emulator, kling):
         made = [await kling.create(PHOTO, WIDER) for _ in range(5)]
         assert [len(await kling.list(page, 2)) for page in (1, 2, 3, 4)] == [2, 2, 1, 0]
@@ -282,7 +282,7 @@ async def test_a_page_is_what_the_document_allows() -> None:
 @pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb"])
 @virtual_time
 async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
-    """An id that would form another path is refused without a request."""
+    """An id that would change the path of the URL raises an error without a request."""
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest):
             await kling.get(any_id)
@@ -291,7 +291,7 @@ async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
 
 @virtual_time
 async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
-    """A walk reads at most a thousand pages."""
+    """Listing all tasks reads at most a thousand pages."""
     page = {"code": 0, "message": "", "request_id": "r", "data": [{"task_id": "1", "task_status": "failed"}]}
     raw = json.dumps(page).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
@@ -304,7 +304,7 @@ async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
 
 
 def signed(data: dict[str, Any]) -> tuple[dict[str, str], bytes]:
-    """Return a callback that an independent implementation has signed at the loop's time."""
+    """Return a callback that an independent implementation has signed at the event loop's time."""
     content, moment = json.dumps(data), int(loop_clock())
     when = datetime.fromtimestamp(moment, UTC).replace(tzinfo=None)
     signature = Webhook(SECRET).sign("msg_1", when, content)
@@ -321,7 +321,7 @@ def success(task_id: str, url: str = "https://cdn.example/0.png") -> dict[str, A
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @virtual_time
 async def test_a_signed_callback_ends_the_wait_and_frees_the_slot_at_once(dialect: str) -> None:
-    """A signed callback needs no read, and frees the slot at once; a replay changes nothing."""
+    """A signed callback needs no read and frees the slot at once, and a replay changes nothing."""
     slots = Slots(1)
     client: dict[str, Any] = {
         "dialect": dialect,
@@ -382,14 +382,14 @@ async def test_with_a_secret_other_calls_are_refused() -> None:
 
 @virtual_time
 async def test_the_numbers_add_up() -> None:
-    """Every job is counted once at any moment, and in the end all units and calls are right."""
+    """Every job is counted once at any moment, and all units and calls are correct in the end."""
     async with emulated({"max_in_flight": 3}, slots=3) as (emulator, kling):
 
         async def watch() -> None:
             while True:
                 stats = kling.stats
                 ended = stats.succeeded + stats.failed + stats.refused + stats.unknown
-                # What ended in this step is counted in the next.
+                # A job that ended in this step is counted in the next.
                 assert 0 <= stats.submitted - stats.waiting - stats.running - ended <= 2
                 await asyncio.sleep(0.05)
 
@@ -417,7 +417,7 @@ async def test_the_numbers_add_up() -> None:
 
 @virtual_time
 async def test_a_listener_gets_every_event_and_affects_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Each exception of a listener is logged, and the job ends as it would without a listener."""
+    """Each exception of a listener is logged and does not affect the job."""
     received: list[Event] = []
 
     def listener(event: Event) -> None:
@@ -444,7 +444,7 @@ async def test_a_listener_gets_every_event_and_affects_nothing(caplog: pytest.Lo
 
 @virtual_time
 async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
-    """Each mistake raises at once, before anything is sent."""
+    """Each mistake raises an error at once, before anything is sent."""
     request = ExpandRequest(PHOTO, WIDER)
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest, match=r"attrs\.evolve"):
@@ -462,7 +462,7 @@ async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
 
 @virtual_time
 async def test_a_client_that_is_not_open_says_so() -> None:
-    """Every method raises before `async with` and after it."""
+    """Every method raises an error before `async with` and after it."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator:
         kling = KlingClient(api_key=emulator.api_key, base_url=emulator.url)
 
@@ -492,7 +492,7 @@ async def test_a_client_that_is_not_open_says_so() -> None:
 
 
 def test_a_client_belongs_to_its_loop() -> None:
-    """A client used from another event loop raises and sends nothing."""
+    """A client that is used from another event loop raises an error and sends nothing."""
     kling = KlingClient(api_key="k", base_url="http://127.0.0.1:9")
 
     async def opened() -> None:
@@ -508,7 +508,7 @@ def test_a_client_belongs_to_its_loop() -> None:
 
 
 def test_a_client_can_be_opened_in_a_second_loop(tmp_path: Path) -> None:
-    """A client at module level works in each `asyncio.run`, with waits, contended slots and downloads."""
+    """A client at module level works in each `asyncio.run`, including waits, full slots and downloads."""
     kling: KlingClient | None = None
 
     async def main(folder: str) -> None:
@@ -527,7 +527,7 @@ def test_a_client_can_be_opened_in_a_second_loop(tmp_path: Path) -> None:
 
 
 def test_nothing_shows_a_secret() -> None:
-    """Neither a client's repr nor that of anything it holds shows a secret."""
+    """No secret is in the repr of a client or of any object that it holds."""
     kling = KlingClient(
         access_key="the-access-key-of-ours", secret_key="s3cr3t-of-ours", webhook_secret=SECRET
     )
@@ -587,7 +587,7 @@ async def test_a_photo_at_a_url_names_its_result(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_session_of_yours_stays_open() -> None:
-    """An injected session is used, and neither changed nor closed."""
+    """A given session is used, but neither changed nor closed."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, aiohttp.ClientSession() as http:
         async with KlingClient(
             api_key=emulator.api_key, base_url=emulator.url, http=http, clock=loop_clock
@@ -598,7 +598,7 @@ async def test_a_session_of_yours_stays_open() -> None:
 
 @virtual_time
 async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None:
-    """A task that was submitted elsewhere can be awaited, and counts as running meanwhile."""
+    """A task that was submitted elsewhere can be awaited and counts as running until then."""
     async with emulated(work_seconds=100) as (emulator, kling):
         made = await kling.create(PHOTO, WIDER, external_task_id="mine")
         options: dict[str, Any] = {"base_url": emulator.url, "clock": loop_clock, "rng": Random(3)}
@@ -638,7 +638,7 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
 
 @virtual_time
 async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> None:
-    """A task that is saved elsewhere already is saved there as well; an edited picture is kept."""
+    """A task that is already saved elsewhere is also saved at the new path, and an edited picture is kept."""
     targets = {name: str(tmp_path / name) for name in ("first", "second", "third")}
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
 
@@ -661,7 +661,7 @@ async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> Non
 
 @virtual_time
 async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: Path) -> None:
-    """Each of them is paid for once, also in a later run, where `units_found` has the cost and files stay."""
+    """Equal photos are paid for once. In a later run `units_found` has the cost, and the files remain."""
     photos = [tmp_path / name for name in ("a.jpg", "b.jpg", "in/a.jpg")]
     for photo in photos:
         photo.parent.mkdir(exist_ok=True)
@@ -687,7 +687,7 @@ async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: P
 async def test_files_have_one_form_before_and_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run and a later one give the same paths, in the form of the target."""
+    """The first run and a later run return the same paths, which are relative if `save_to` is relative."""
     monkeypatch.chdir(tmp_path)
     async with Emulator(engine="flat", clock=loop_clock) as emulator:
         own: dict[str, Any] = {"api_key": emulator.api_key, "base_url": emulator.url, "clock": loop_clock}
@@ -699,7 +699,7 @@ async def test_files_have_one_form_before_and_after_a_restart(
 
 @virtual_time
 async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
-    """The options are those of `save`, are checked before anything is sent, and repeat nothing on disk."""
+    """`save_options` are checked before anything is sent, and a second run gives the same files."""
     photo = tmp_path / "dog.jpg"
     with Pictures.open(PHOTO) as small:
         small.resize((900, 600)).save(photo)
@@ -725,7 +725,7 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
 async def test_a_client_with_a_journal_says_that_nothing_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its end is no warning: one line counts the running job and the one that waits for slots."""
+    """Closing a client with a journal logs no warning, but one line with the number of open jobs."""
     caplog.set_level("INFO")
     async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=60) as (_, kling):
         first = kling.submit(PHOTO, WIDER)
@@ -744,7 +744,7 @@ async def test_a_client_with_a_journal_says_that_nothing_is_lost(
 
 @virtual_time
 async def test_extra_fields_are_sent_and_kept_by_the_journal(tmp_path: Path) -> None:
-    """They stand in the body of the create, make a job of its own, and are sent again after a crash."""
+    """Extra fields are in the body of the create, make another job, and are sent again after a crash."""
     bodies: list[dict[str, Any]] = []
 
     async def noted(exchange: Any) -> None:
@@ -790,7 +790,7 @@ async def test_a_service_that_answers_in_the_newer_form_is_served_whole(tmp_path
 
 @virtual_time
 async def test_no_more_pictures_than_were_asked_for_are_taken() -> None:
-    """A service that shows nine pictures of a task of two has made two for us."""
+    """If the service returns nine pictures for a task of two, only two are used."""
     images = [{"index": index, "url": f"https://a/{index}.png"} for index in range(9)]
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": images}}
     many = says({"code": 0, "message": "", "request_id": "r", "data": data})
@@ -803,7 +803,7 @@ async def test_no_more_pictures_than_were_asked_for_are_taken() -> None:
 
 
 def answers() -> st.SearchStrategy[bytes]:
-    """Draw an HTTP answer with any status and body, or bytes that are no HTTP."""
+    """Draw an HTTP response with any status and body, or bytes that are not HTTP."""
     body = st.binary(max_size=200) | st.sampled_from(
         [b"", b"null", b"[]", b"{}", b'{"code":0,"data":null}', b'{"code":0,"data":{"task_id":1}}']
     )
@@ -825,7 +825,7 @@ def answers() -> st.SearchStrategy[bytes]:
 @settings(max_examples=80)
 @given(raw=answers())
 def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> None:
-    """Any answer to a query, a list or a create gives a task or an error of ours."""
+    """Any response to a query, a list or a create gives a task or a `KlingError`."""
 
     async def asks() -> None:
         async with (
@@ -843,7 +843,7 @@ def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> 
 
 @virtual_time
 async def test_time_is_the_loops() -> None:
-    """The timestamp of a callback is compared with the client's own clock, here the loop's."""
+    """The timestamp of a callback is compared with the client's clock, here the event loop's."""
     async with loopback(task()) as server:
         options: dict[str, Any] = {"base_url": server.url, "webhook_secret": SECRET}
         async with KlingClient(api_key="k", clock=loop_clock, **options) as kling:
@@ -855,7 +855,7 @@ async def test_time_is_the_loops() -> None:
 
 @virtual_time
 async def test_attached_tasks_count_as_running() -> None:
-    """Each attached task holds one slot until its end, once for all its futures, and no 1303 follows."""
+    """Each attached task holds one slot until its end, however many futures it has, and no 1303 occurs."""
     async with emulated(work_seconds=50, slots=9) as (emulator, other):
         ids = [(await other.create(PHOTO, Ratios(right=0.1 + n / 100))).task_id for n in range(8)]
         async with KlingClient(api_key=emulator.api_key, base_url=emulator.url, clock=loop_clock) as kling:
@@ -879,7 +879,7 @@ async def test_futures_of_one_task_are_counted_once() -> None:
 
 @virtual_time
 async def test_the_deadline_of_map_holds_for_each_job_to_its_end() -> None:
-    """A job that is still running at its deadline is an outcome then, whatever the others do."""
+    """A job that is still running at its deadline becomes an outcome then, whatever the other jobs do."""
     async with emulated(work_seconds=3600) as (_, kling):
         began = asyncio.get_running_loop().time()
         requests = [ExpandRequest(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(2)]

@@ -1,4 +1,4 @@
-"""Every public argument with wrong values: an error of ours that names it, before anything is created."""
+"""Every public argument with wrong values raises an error that names it before anything is created."""
 
 import datetime as dt
 import inspect
@@ -35,7 +35,7 @@ from kling_expand.webhooks import Webhooks
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
-NAMES = {"SSLContext": ssl.SSLContext}  # which the package imports for type checkers only
+NAMES = {"SSLContext": ssl.SSLContext}  # imported by the package only for type checkers
 
 NO_TEXT: list[Any] = [5, b"x", ["x"], {"x": 1}, object()]
 NO_WHOLE: list[Any] = ["1", 1.5, True, [1], b"1"]
@@ -44,7 +44,7 @@ NO_SECONDS: list[Any] = [dt.timedelta(seconds=5), "5", 0, -1, float("nan"), floa
 NO_COUNT: list[Any] = [0, -1, *NO_WHOLE]
 NO_NUMBER: list[Any] = [0, -1, float("nan"), float("inf"), "10", True, []]
 
-# Five wrong values or more for each argument of the verbs, by its name.
+# At least five wrong values for each argument of the public methods, by name.
 WRONG: dict[str, list[Any]] = {
     "known": [None, 5, "dog", object(), {"key": "dog"}],
     "passes": [0, 5, -1, None, *NO_WHOLE],
@@ -86,7 +86,7 @@ WRONG: dict[str, list[Any]] = {
     "body": [None, 5, b"", b"text", "text", object(), {}, []],
 }
 
-# The same for the options of a client.
+# At least five wrong values for each option of a client, by name.
 WRONG_OPTIONS: dict[str, list[Any]] = {
     "access_key": NO_TEXT,
     "secret_key": NO_TEXT,
@@ -155,13 +155,13 @@ def arguments(function: Callable[..., Any], more: Any = None) -> list[str]:
 
 
 def required(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """Return good values for the other arguments that *function* needs."""
+    """Return valid values for the other arguments that *function* requires."""
     names = [each for each in arguments(function) if each in GOOD]
     return {each: GOOD[each] for each in names if each != name}
 
 
 async def consumed(called: Any) -> None:
-    """Await what a verb returned, or iterate over it."""
+    """Await the return value of a method, or iterate over it."""
     if hasattr(called, "__aiter__") and not hasattr(called, "__await__"):
         async for _ in called:
             pass
@@ -175,7 +175,7 @@ CASES = [(verb, name) for verb in VERBS for name in arguments(verb, RequestField
 @pytest.mark.parametrize(("verb", "name"), CASES, ids=lambda each: getattr(each, "__name__", each))
 @virtual_time
 async def test_a_wrong_argument_is_refused_by_its_name(verb: Callable[..., Any], name: str) -> None:
-    """Each verb refuses each of them, and neither sends nor counts anything."""
+    """Each method refuses every wrong value, and neither sends nor counts anything."""
     assert len(WRONG[name]) >= 5
     async with emulated() as (emulator, kling):
         for value in WRONG[name]:
@@ -189,7 +189,7 @@ async def test_a_wrong_argument_is_refused_by_its_name(verb: Callable[..., Any],
 
 
 def test_every_public_verb_is_in_the_table() -> None:
-    """A new verb, argument or request field needs a row."""
+    """A new method, argument or request field needs a row in the table."""
     verbs = {
         name
         for name, value in vars(KlingClient).items()
@@ -201,7 +201,7 @@ def test_every_public_verb_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("name", arguments(KlingClient.__init__, SettingsOptions))
 def test_a_wrong_option_is_refused_by_its_name(name: str) -> None:
-    """Both clients refuse it before they are open, and show no secret."""
+    """Both clients refuse a wrong option before they are open, and the error shows no secret."""
     assert len(WRONG_OPTIONS[name]) >= 5
     for value in WRONG_OPTIONS[name]:
         for client in (KlingClient, blocking.KlingClient):
@@ -251,7 +251,7 @@ ANOTHER_WORD = {"aspect_ratio": "aspect", "area_multiplier": "area"}
 
 @pytest.mark.parametrize(("part", "name", "values"), PARTS, ids=lambda each: getattr(each, "__name__", None))
 def test_a_wrong_part_is_refused_by_its_name(part: Callable[..., Any], name: str, values: list[Any]) -> None:
-    """Geometries, slots, schedules and credentials check their arguments when they are made."""
+    """Geometries, slots, schedules and credentials check their arguments in the constructor."""
     for value in values:
         with pytest.raises((ConfigurationError, InvalidRequest)) as caught:
             part(**PLAIN.get(part, {}) | {name: value})
@@ -259,7 +259,7 @@ def test_a_wrong_part_is_refused_by_its_name(part: Callable[..., Any], name: str
 
 
 def test_every_argument_of_a_part_is_in_the_table() -> None:
-    """A new argument of a part needs a row."""
+    """A new argument of such a class needs a row in the table."""
     for part in {part for part, _, _ in PARTS}:
         names = {name for name in arguments(part) if name != "secrets"}
         assert names == {name for each, name, _ in PARTS if each is part}
@@ -305,7 +305,7 @@ def test_a_misspelt_option_is_told_its_nearest_name(name: str, nearest: str) -> 
 @pytest.mark.parametrize(("name", "nearest"), [("promt", "prompt"), ("deadlin", "deadline"), ("N", "n")])
 @virtual_time
 async def test_a_misspelt_field_is_told_its_nearest_name(name: str, nearest: str) -> None:
-    """The message of a submission suggests a field of a request, or an argument of the verb."""
+    """The message suggests a field of a request or an argument of the method."""
     async with emulated() as (emulator, kling):
         wrong: dict[str, Any] = {name: "x"}
         for verb in (kling.submit, kling.create, kling.expand):
@@ -316,7 +316,7 @@ async def test_a_misspelt_field_is_told_its_nearest_name(name: str, nearest: str
 
 
 def test_one_wrong_id_fails_nothing_else() -> None:
-    """An id of a wrong type is refused at `attach`, and jobs that are open go on."""
+    """`attach` refuses an id of a wrong type, and open jobs are not affected."""
 
     async def main() -> None:
         async with emulated(work_seconds=30) as (_, kling):
@@ -332,7 +332,7 @@ def test_one_wrong_id_fails_nothing_else() -> None:
 
 
 def test_wrong_values_are_shown_in_short() -> None:
-    """An error message holds neither a photo nor a page of text."""
+    """An error message contains neither a photo nor a long text."""
     for image in (["x" * 10**6], {"photo": b"\x89PNG" * 10**5}):
         with pytest.raises(KlingError) as caught:
             ExpandRequest(image, WIDER)  # type: ignore[arg-type]  # that is the mistake

@@ -1,4 +1,4 @@
-"""The log of a client: what it says of retries, pauses and ends, and what it never says."""
+"""The log of a client: its lines about retries, pauses and ends, and the lines that it omits."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ JOBS = 200
 
 
 class Lines(logging.Handler):
-    """Keeps each line with its second of virtual time."""
+    """A handler that keeps each line with its second of virtual time."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -36,7 +36,7 @@ class Lines(logging.Handler):
 
 @virtual_time
 async def test_every_retry_and_pause_of_a_bad_day_is_in_the_log() -> None:
-    """Of 200 jobs with 10 % faults: each retry, pause and end with its ids, at most 20 lines a second."""
+    """200 jobs with 10 % faults log each retry, pause and end with its ids, in at most 20 lines a second."""
     events: list[Event] = []
     log = Lines()
     logging.getLogger().addHandler(log)
@@ -72,7 +72,7 @@ async def test_every_retry_and_pause_of_a_bad_day_is_in_the_log() -> None:
 
 @virtual_time
 async def test_events_of_calls_name_their_job() -> None:
-    """A create and the reads for a job carry its number and id; a call of the user carries none."""
+    """Events of creates and reads have the number and id of their job, unless the user makes the call."""
     events: list[Event] = []
     async with emulated({"listener": events.append}) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
@@ -91,7 +91,7 @@ async def test_events_of_calls_name_their_job() -> None:
 
 @virtual_time
 async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureFixture) -> None:
-    """A 1303 that is outlived is in the log with the job that it met. It is no warning."""
+    """A 1303 that is retried is logged with its job, below the level of a warning."""
     caplog.set_level(logging.INFO, "kling_expand")
     async with emulated({"max_in_flight": 9}, slots=1, work_seconds=5) as (emulator, kling):
         futures = [kling.submit(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(3)]
@@ -107,7 +107,7 @@ async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureF
 
 @virtual_time
 async def test_a_rate_limit_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """A 1302 is logged once, as the pause of its route, with the job and the seconds."""
+    """A 1302 is logged once as a pause of its route, with the job and the seconds."""
     async with emulated({"max_in_flight": 9}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", 1302))
         future = kling.submit(PHOTO, Ratios(right=0.5))
@@ -120,7 +120,7 @@ async def test_a_rate_limit_is_one_line(caplog: pytest.LogCaptureFixture) -> Non
 async def test_a_download_that_is_tried_again_is_in_the_log(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """The line names the task and no URL; an expired URL and an error of the server are both retries."""
+    """The line names the task but no URL, both for an expired URL and for a server error."""
     events: list[Event] = []
     async with emulated({"listener": events.append}) as (emulator, kling):
         result = await kling.expand(PHOTO, Ratios(right=0.5))
@@ -139,7 +139,7 @@ async def test_a_download_that_is_tried_again_is_in_the_log(
 async def test_a_script_switches_the_log_on(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`KLING_LOG=debug` writes to stderr, once however many clients there are; another word is an error."""
+    """`KLING_LOG=debug` writes each line to stderr once for all clients. Other words raise an error."""
     logger = logging.getLogger("kling_expand")
     before, level = list(logger.handlers), logger.level
     try:

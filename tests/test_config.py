@@ -1,4 +1,4 @@
-"""Credentials and settings: the rules of the environment, and checks at construction."""
+"""Credentials and settings: the rules for the environment, and checks at construction."""
 
 import math
 import os
@@ -31,7 +31,7 @@ OTHER = {"KLINGAI_ACCESS_KEY": "other-access", "KLINGAI_SECRET_KEY": "other-secr
 
 
 def who(found: Any) -> str:
-    """Return which credentials these are."""
+    """Return the key that identifies the credentials."""
     return found.token() if isinstance(found, StaticKey) else found._access_key
 
 
@@ -59,7 +59,7 @@ def who(found: Any) -> str:
     ],
 )
 def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
-    """Arguments override the environment, a key overrides a pair, and blank means absent."""
+    """Arguments override the environment, a static key overrides a pair, and blank means absent."""
     assert who(credentials(**given, environ=environ)) == expected
 
 
@@ -88,14 +88,14 @@ def test_without_credentials_the_message_says_where_to_put_them() -> None:
 
 
 def test_the_pair_runs_on_the_clock_given() -> None:
-    """A key pair makes its tokens by the given clock."""
+    """A key pair uses the given clock for its tokens."""
     found = credentials("a", "s", environ={}, clock=lambda: 0.0)
     assert isinstance(found, KeyPair)
     assert found._clock() == 0.0
 
 
 def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables that are set after the import are used."""
+    """Variables that are set after the import take effect."""
     for name in [name for name in os.environ if name.startswith("KLING")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KLING_API_KEY", "late")
@@ -143,7 +143,7 @@ def test_whose_webhook_secret_counts(
     ],
 )
 def test_whose_address_counts(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
-    """The base URL is the argument, else the environment's, else the vendor's, without a final slash."""
+    """The base URL comes from the argument, the environment or the default, without a final slash."""
     assert Settings.from_env(environ, **given).base_url == expected
 
 
@@ -171,7 +171,7 @@ BAD_URLS += ["https://user:hunter2@a.example"]
 
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_an_address_that_cannot_work_is_refused(url: str) -> None:
-    """A bad URL is refused at construction, and a password in it is not repeated."""
+    """A bad URL is refused at construction, and the error does not repeat a password in it."""
     with pytest.raises(ConfigurationError) as caught:
         Settings(base_url=url)
     assert "hunter2" not in str(caught.value)
@@ -191,7 +191,7 @@ NUMBERS = [each.name for each in fields(Settings) if each.type in {int, float}]
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, "10", True, [], b"1"])
 def test_a_number_that_cannot_work_is_refused(name: str, value: Any) -> None:
-    """The error names the setting; None means that a setting is not given."""
+    """The error names the setting, and None means that the setting is not given."""
     with pytest.raises(ConfigurationError, match=name):
         Settings.from_env({}, **{name: value})
 
@@ -207,14 +207,14 @@ def test_a_number_that_works_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Settings) if each.type is int])
 def test_a_count_is_whole(name: str) -> None:
-    """Half a picture or half a byte is refused."""
+    """A count that is not a whole number is refused."""
     half: dict[str, Any] = {name: 7.5}
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number, got 7.5"):
         Settings.from_env({}, **half)
 
 
 def test_a_dialect_has_a_name() -> None:
-    """A dialect is one of two words, and the message lists them."""
+    """A dialect is one of two words, and the error lists them."""
     assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
     assert Settings.from_env({}, dialect="direction").dialect is Dialect.DIRECTION
     with pytest.raises(ConfigurationError, match="editing or direction, got 'dutch'"):
@@ -229,7 +229,7 @@ def test_settings_do_not_change() -> None:
 
 
 def test_the_typed_settings_are_those_of_the_class() -> None:
-    """The typed keyword arguments have the names and types of the fields, or None."""
+    """The typed keyword arguments have the names and types of the fields, and also accept None."""
     names = {"SSLContext": SSLContext}
     options, settings = get_type_hints(SettingsOptions, None, names), get_type_hints(Settings, None, names)
     assert list(options) == list(settings) == [each.name for each in fields(Settings)]
@@ -240,7 +240,7 @@ def test_the_typed_settings_are_those_of_the_class() -> None:
 
 
 def test_a_replaced_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replaced `os.environ` is read too."""
+    """If a test or a program replaces `os.environ`, the new object is read."""
     replaced = {"KLING_BASE_URL": "https://late.example", "KLING_API_KEY": "k"}
     monkeypatch.setattr("os.environ", replaced)
     assert Settings.from_env().base_url == "https://late.example"
@@ -249,14 +249,14 @@ def test_a_replaced_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_help_does_not_show_the_environment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The help of a module holds no value of the environment, although it is read as a default."""
+    """The help of a module shows no value of the environment, although defaults are read from it."""
     monkeypatch.setenv("KLING_SECRET_KEY", "a-secret-of-the-environment")
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
     module = pytest.importorskip(name, exc_type=ImportError)  # its extra may not be installed
     assert "a-secret-of-the-environment" not in pydoc.plain(pydoc.render_doc(module))
 
 
-# ------------------------------------------------------------------ the folder for what may be lost
+# ------------------------------------------------------------------ the cache folder
 
 HOME = Path("~").expanduser()
 FOLDERS = {"win32": "AppData/Local", "darwin": "Library/Caches"}
@@ -275,7 +275,7 @@ USUAL = HOME / FOLDERS.get(sys.platform, ".cache") / "kling-expand"
     ],
 )
 def test_the_cache_folder(given: Any, environ: dict[str, str], expected: Path | None) -> None:
-    """An argument beats the environment, which beats the user's folder; each can say that there is none."""
+    """An argument overrides the environment, which overrides the default. Both can turn the cache off."""
     assert Settings.from_env(environ, cache_dir=given).cache_dir == expected
 
 
@@ -287,6 +287,6 @@ def test_the_cache_folder_of_the_desktop() -> None:
 
 @pytest.mark.parametrize("wrong", [True, 1, "", b"", 1.5, ["a"]])
 def test_a_cache_folder_must_be_a_path(wrong: Any) -> None:
-    """Anything else is refused, and named."""
+    """A value that is not a path is refused."""
     with pytest.raises(ConfigurationError, match="cache_dir must be a directory"):
         Settings(cache_dir=wrong)

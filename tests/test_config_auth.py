@@ -1,4 +1,4 @@
-"""Tokens, read by an independent implementation, on a clock that the tests set."""
+"""Tokens, verified by an independent implementation, with a clock that the tests set."""
 
 import base64
 import hmac
@@ -20,7 +20,7 @@ START = 1_750_000_000.0
 
 
 class Clock:
-    """Unix seconds that tests move."""
+    """A clock in Unix seconds that tests can move."""
 
     def __init__(self) -> None:
         self.now = START
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def pair(clock: Clock) -> KeyPair:
-    """Keys on that clock."""
+    """A key pair that uses the test clock."""
     return KeyPair("access-key-0123456789", SECRET, clock=clock)
 
 
@@ -59,7 +59,7 @@ def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
 
 
 def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
-    """The signature is the HMAC-SHA256 of the first two parts, by the standard library alone."""
+    """The signature is the HMAC-SHA256 of the first two parts, as computed by the standard library alone."""
     head, body, signature = pair.token().split(".")
     digest = hmac.digest(SECRET.encode(), f"{head}.{body}".encode(), "sha256")
     assert base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == signature
@@ -67,7 +67,7 @@ def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
 
 
 def test_a_wrong_secret_is_noticed(pair: KeyPair) -> None:
-    """Both readers above do check the signature."""
+    """Both ways of reading a token above do verify its signature."""
     with pytest.raises(jwt.InvalidSignatureError):
         claims(pair.token(), "another-secret-of-more-than-thirty-two-bytes")
 
@@ -83,7 +83,7 @@ def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Cloc
 
 @given(st.lists(st.floats(-10_000, 10_000), max_size=20))
 def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
-    """However the clock moves, also backwards, a token is valid now and for a while."""
+    """However the clock moves, even backwards, a token is valid now and for some time."""
     clock = Clock()
     pair = KeyPair("access", SECRET, clock=clock)
     for step in steps:
@@ -102,7 +102,7 @@ def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None
 
 
 def test_only_the_refused_token_is_forgotten(pair: KeyPair, clock: Clock) -> None:
-    """When many calls are refused at once, the first renews the token and the others use the new one."""
+    """If many calls are refused at once, the first renews the token and the others use the new token."""
     first = pair.token()
     clock.now += 10
     assert pair.renew(first) is True
@@ -115,7 +115,7 @@ def test_only_the_refused_token_is_forgotten(pair: KeyPair, clock: Clock) -> Non
 
 @pytest.mark.parametrize("skew", [-7200.0, -60.0, 60.0, 7200.0])
 def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float) -> None:
-    """A renewed token is valid by the service's clock, and is kept as long as any other."""
+    """A renewed token is valid by the service's clock and is kept as long as any other token."""
     pair.renew(pair.token(), server_time=clock.now + skew)
     token = pair.token()
     found = claims(token)
@@ -128,7 +128,7 @@ def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float
 
 @pytest.mark.parametrize("skew", [-5.0, -1.0, 0.0, 5.0])
 def test_a_small_difference_is_the_networks(pair: KeyPair, clock: Clock, skew: float) -> None:
-    """A difference of a few seconds is network latency and does not correct the clock."""
+    """A difference of a few seconds counts as network latency and does not correct the clock."""
     pair.renew(pair.token(), server_time=clock.now + skew)
     assert claims(pair.token())["exp"] == int(START + LIFE)
 
@@ -149,7 +149,7 @@ def test_a_short_secret_is_no_reason_to_warn(length: int) -> None:
 
 
 def test_keys_are_text_in_any_language() -> None:
-    """Keys may hold letters of any script, and blanks around them are removed."""
+    """Keys may contain letters of any script, and blanks around them are removed."""
     pair = KeyPair(" Schlüssel\n", "\tgeheimß ")
     assert claims(pair.token(), "geheimß")["iss"] == "Schlüssel"
 
@@ -183,7 +183,7 @@ def test_a_static_key_is_sent_unchanged() -> None:
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\r\nX-Evil: 1", "schlüssel", "a\x00b", "a\tb"])
 def test_a_static_key_that_is_no_header_is_refused(key: str) -> None:
-    """A key that is no valid header value is refused, and the message does not repeat it."""
+    """A key that is not a valid header value is refused, and the error does not repeat it."""
     with pytest.raises(ConfigurationError) as caught:
         StaticKey(key)
     assert not key.strip() or key not in str(caught.value)
@@ -200,7 +200,7 @@ def test_tokens_follow_each_other(pair: KeyPair, clock: Clock) -> None:
 
 
 def test_an_account_is_named_by_its_service_and_a_digest_of_its_key() -> None:
-    """The name tells addresses, dialects and access keys apart; a secret is neither part of it nor needed."""
+    """The name differs by address, dialect and access key, and neither contains nor needs a secret."""
     names = [
         account_name(settings, auth)
         for settings in (Settings(), Settings(base_url="http://127.0.0.1:1"), Settings(dialect="direction"))

@@ -59,7 +59,7 @@ TABLE = {
 
 
 def drawn() -> dict[str, str]:
-    """Return each class of the docstring's tree with the class it is drawn under."""
+    """Return the base of each class, as drawn in the docstring's tree."""
     parents, path = {}, ["KlingError"]
     for line in DOC.splitlines():
         found = re.match(r" {4}([│ ]*)[├└]── (\w+)", line)
@@ -84,7 +84,7 @@ def test_the_tree_is_the_drawn_one() -> None:
 
 @pytest.mark.parametrize("line", [each for each in DOC.splitlines() if "(also a" in each])
 def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
-    """A second base is named beside the first."""
+    """Every second base class that the tree names is a base class."""
     name = re.findall(r"── (\w+)", line)[0]
     for other in re.findall(r"\(also an? (\w+)", line):
         parent = getattr(errors, other, None) or getattr(builtins, other)
@@ -92,7 +92,7 @@ def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
 
 
 def test_the_drawn_codes_are_the_table() -> None:
-    """The codes beside the classes are those that `refusal` uses."""
+    """The codes in the tree are the codes that `refusal` maps to these classes."""
     listed = {}
     for line in DOC.splitlines():
         found = re.search(r"── (\w+)(.*)", line)
@@ -124,7 +124,7 @@ def test_the_table_has_every_documented_code() -> None:
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("code", TABLE)
 def test_a_documented_code_means_the_same_under_any_status(code: int, status: int) -> None:
-    """A code counts before the status, because the service puts some under 200."""
+    """A code takes precedence over the status, because the service sends some codes with status 200."""
     kind, _, retryable = TABLE[code]
     assert refusal(code, "whatever", status) is kind
     assert kind.retryable is retryable
@@ -142,7 +142,7 @@ def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) ->
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
-    """A page under 4xx is a refusal; below 400 the answer may be incomplete."""
+    """A page with a 4xx status is a refusal. A status below 400 may be an incomplete response."""
     known = {401: AuthenticationError, 403: PermissionDenied, 404: NotFound, 429: RateLimited}
     usual = ServerError if status >= 500 else APIError if status >= 400 else ProtocolError
     expected = known.get(status, usual)
@@ -204,7 +204,7 @@ def test_errors_survive_a_process_border(message: str, task_id: str | None, exte
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_error_names_the_task_it_is_about(kind: type[KlingError]) -> None:
-    """The text of an error has the ids, so one line of a log is enough for a lookup."""
+    """The text of an error has the ids, so a single log line is enough for a lookup."""
     shown = str(make(kind, "it broke", "930810057590833241", "dog-1"))
     assert "it broke" in shown
     assert "task_id=930810057590833241" in shown
@@ -229,7 +229,7 @@ def test_an_invalid_request_says_what_would_do() -> None:
 
 
 def test_errors_are_caught_under_their_ordinary_names() -> None:
-    """Some errors are also the built-in exceptions of their kind."""
+    """Some errors are also subclasses of the matching built-in exceptions."""
     for kind, ordinary in (
         (InvalidRequest, ValueError),
         (MissingExtra, ImportError),
@@ -240,7 +240,7 @@ def test_errors_are_caught_under_their_ordinary_names() -> None:
 
 
 def test_moderation_is_one_thing_early_and_late() -> None:
-    """A refusal at the create and a later moderation are both `ContentRejected`."""
+    """A refusal of the create and a later moderation are both `ContentRejected`."""
     assert issubclass(PolicyRefusal, ContentRejected)
     assert issubclass(TaskModerated, ContentRejected)
     assert not issubclass(PolicyRefusal, TaskFailed)
@@ -248,7 +248,7 @@ def test_moderation_is_one_thing_early_and_late() -> None:
 
 
 def test_only_what_may_pass_is_retryable() -> None:
-    """Only errors that may not recur are retryable, and none of a task that was paid for."""
+    """Only temporary errors are retryable, and no error of a task that was paid for is."""
     hopeful = {kind for kind in CLASSES if kind.retryable}
     assert hopeful == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
 
@@ -262,7 +262,7 @@ def test_a_cause_and_a_note_are_shown_with_the_error() -> None:
 
 @pytest.mark.parametrize("kind", [KlingError, APIError, TransportError, TaskFailed])
 def test_control_characters_are_shown_as_escapes(kind: type[KlingError]) -> None:
-    """Text of the service cannot move a terminal's cursor, forge a line of a log, or break its encoding."""
+    """Text from the service cannot move a terminal's cursor, forge a log line or break its encoding."""
     error = kind("bad \x1b[2J\x07\nworse \udcff é")
     shown = "bad \\x1b[2J\\x07\\nworse \\udcff é"
     assert (str(error), error.message, error.args) == (shown, shown, (shown,))
@@ -270,7 +270,7 @@ def test_control_characters_are_shown_as_escapes(kind: type[KlingError]) -> None
 
 
 def test_control_characters_in_ids_and_values_are_shown_as_escapes() -> None:
-    """The ids behind a message, and the value that a limit quotes, are escaped, too."""
+    """The ids and the quoted values in a message are escaped too."""
     refused = APIError("no", code=1201, request_id="\x1b[31mred")
     refused.task_id = "\r1"
     assert str(refused) == "no (code=1201, request_id=\\x1b[31mred, task_id=\\r1)"

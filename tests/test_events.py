@@ -1,4 +1,4 @@
-"""Statistics of events, compared with values calculated by hand."""
+"""Statistics and log lines of events, compared with values calculated by hand."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ FAILED = Task("2", "failed")
 
 
 def numbers(collector: StatsCollector) -> Stats:
-    """Return what the collector has counted."""
+    """Return the statistics of the collector."""
     return collector.stats(waiting=1, running=2, units_due=3)
 
 
@@ -42,7 +42,7 @@ def stats_of(*events: Event) -> Stats:
 
 
 def test_in_the_beginning_there_is_nothing() -> None:
-    """Without events all counts are zero, except those passed in, and there are no quantiles."""
+    """Without events all counts are zero, except those that are passed in, and there are no quantiles."""
     stats = stats_of()
     assert (stats.waiting, stats.running, stats.units_due) == (1, 2, 3)
     assert (stats.submitted, stats.succeeded, stats.failed, stats.refused, stats.unknown) == (0, 0, 0, 0, 0)
@@ -65,17 +65,17 @@ KINDS: list[tuple[Event, Callable[[Stats], int]]] = [
 
 @given(st.lists(st.sampled_from(range(len(KINDS)))))
 def test_each_event_counts_once_and_in_one_place(chosen: list[int]) -> None:
-    """Whatever the order of events, every number depends on its own events only."""
+    """Whatever the order of events, every number depends only on its own events."""
     stats = stats_of(*(KINDS[index][0] for index in chosen))
     for index, (_, number) in enumerate(KINDS):
         assert number(stats) == chosen.count(index)
     ended = stats.succeeded + stats.failed + stats.refused + stats.unknown
     assert ended == sum(index >= 4 for index in chosen)
-    assert stats.units_billed == (8 if 4 in chosen else 0)  # all of them are of one task
+    assert stats.units_billed == (8 if 4 in chosen else 0)  # all events are of one task
 
 
 def test_errors_are_those_of_calls() -> None:
-    """Errors of calls are counted by class; a job or a retry because of one adds no second error."""
+    """Errors of calls are counted by class, and a job or a retry that results adds no second error."""
     stats = stats_of(
         Event(EventKind.RETRY, error=RateLimited()),
         Event(EventKind.PAUSE, error=RateLimited()),
@@ -89,7 +89,7 @@ def test_errors_are_those_of_calls() -> None:
 
 @pytest.mark.parametrize(("words", "units"), [("8", 8), ("0.5", Decimal("0.5")), ("much", 0), (None, 0)])
 def test_what_was_billed_is_what_the_service_says(words: str | None, units: Decimal) -> None:
-    """Billed units are the service's exact value; anything that is no number counts as zero."""
+    """Billed units are the service's exact value, and a value that is not a number counts as zero."""
     assert (
         stats_of(Event(EventKind.ENDED, task=Task("1", "succeed", final_unit_deduction=words))).units_billed
         == units
@@ -125,7 +125,7 @@ def test_only_the_newest_are_remembered() -> None:
 
 
 def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
-    """Exceptions of a listener are logged and counting goes on; a `BaseException` is raised."""
+    """Exceptions of a listener are logged and do not stop the counting, but a `BaseException` is raised."""
     received: list[EventKind] = []
     received_too: list[Event] = []
 
@@ -164,7 +164,7 @@ def retry(number: int, wait: float | None = 1.5) -> Event:
 
 @virtual_time
 async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCaptureFixture) -> None:
-    """Each kind of event has its level and its line; nothing is said of a job's beginning."""
+    """Each kind of event has its level and its line, and the start of a job is not logged."""
     caplog.handler.setLevel(logging.DEBUG)
     log = EventLog()
     called = Event(EventKind.LIST, seconds=0.25, route="create", attempt=1)
@@ -206,7 +206,7 @@ async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCapture
 
 @virtual_time
 async def test_a_storm_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    """The first line comes at once; those of the next second follow in one line, with every id."""
+    """The first event is logged at once. Those of the next second follow in one line with every id."""
     log = EventLog()
     for number in range(30):
         log(retry(number))
@@ -223,7 +223,7 @@ async def test_a_storm_is_one_line_a_second(caplog: pytest.LogCaptureFixture) ->
 
 @virtual_time
 async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    """A million events cost a bounded memory, and the rest is a number."""
+    """The number of events held back is bounded, and further events are only counted."""
     log = EventLog()
     for number in range(MAX_HELD + 50):
         log(retry(number, None))
@@ -236,7 +236,7 @@ async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) ->
 
 @virtual_time
 async def test_kinds_do_not_hold_back_each_other(caplog: pytest.LogCaptureFixture) -> None:
-    """Each kind and route has its own second; the end of the client writes what is left."""
+    """Each kind and route is limited separately, and closing the client writes the lines held back."""
     log = EventLog()
     for route in ("read", "create", "list", "download"):
         for _ in range(2):
@@ -249,7 +249,7 @@ async def test_kinds_do_not_hold_back_each_other(caplog: pytest.LogCaptureFixtur
 
 @virtual_time
 async def test_lines_that_no_handler_wants_are_not_made(caplog: pytest.LogCaptureFixture) -> None:
-    """A level that is switched off costs no text and no timer."""
+    """If a level is off, neither a text nor a timer is made."""
     caplog.set_level(logging.ERROR, "kling_expand")
     log = EventLog()
     for _ in range(3):

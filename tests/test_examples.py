@@ -1,4 +1,4 @@
-"""The examples: each runs unchanged in another folder without credentials and prints its closing comment."""
+"""The examples run unchanged in another folder without credentials and print their closing comments."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("[0-9]*.py"))
 
-# What differs from run to run.
+# The parts of the output that differ between runs.
 VARYING = {
     "id": re.compile(r"\b\d{18}\b|\bkx-[0-9a-f]{32}\b"),
     "origin": re.compile(r"\b127\.0\.0\.1:\d+"),
@@ -34,7 +34,7 @@ def numbering(kind: str) -> Callable[[re.Match[str]], str]:
 
 
 def promised(example: Path) -> str:
-    """Return the output shown in the closing comment."""
+    """Return the output that the closing comment shows."""
     _, _, comment = example.read_text(encoding="utf-8").partition("\n# Output:\n")
     lines = comment.splitlines()
     assert lines, f"{example.name} does not show its output"
@@ -44,7 +44,7 @@ def promised(example: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
-    """It exits with 0, prints what its closing comment shows, leaves no file, and logs only repeats."""
+    """An example exits with 0, prints its closing comment, leaves no file behind, and logs only retries."""
     keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     command = [sys.executable, "-W", "error", str(example)]
     ran = subprocess.run(
@@ -67,7 +67,7 @@ def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_it_is_one_short_lesson(example: Path) -> None:
-    """It begins with one declarative sentence and has 15 to 60 lines; the complete web service has more."""
+    """An example begins with a declarative sentence and has 15 to 60 lines, except the complete service."""
     text = example.read_text(encoding="utf-8")
     code, _, _ = text.partition("\n# Output:\n")
     summary = text.splitlines()[0].removesuffix('"""')
@@ -78,7 +78,7 @@ def test_it_is_one_short_lesson(example: Path) -> None:
 
 
 def test_the_photographs_are_credited() -> None:
-    """The credits name each photo of the examples."""
+    """The credits list each photo of the examples."""
     credited = (FOLDER / "photos" / "CREDITS.md").read_text(encoding="utf-8")
     photos = [path.name for path in (FOLDER / "photos").iterdir() if path.suffix != ".md"]
     assert photos

@@ -31,15 +31,15 @@ FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0.05, "work_seconds":
 
 @pytest.fixture(autouse=True)
 def no_log_handler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the log handler that a command of an earlier test has set in this process."""
+    """Remove the log handler that a command of an earlier test has installed in this process."""
     monkeypatch.setattr(logging.getLogger("kling_expand"), "handlers", [])
 
 
 @contextmanager
 def files_entered() -> Iterator[set[str]]:
-    """Collect the files of the package, but for the emulator's, whose functions are called meanwhile.
+    """Collect the files of the package whose functions are called, except those of the emulator.
 
-    A worker's heartbeats are left out: they are sent beside its jobs, whether it has any or not.
+    A worker's heartbeats are left out, because they are sent whether or not the worker has jobs.
     """
     found: set[str] = set()
 
@@ -74,7 +74,7 @@ async def test_expand_and_save_enter_few_files(tmp_path: Path) -> None:
 
 def test_a_bulk_row_enters_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `bulk` of one row, from the command line to the picture on disk, enters at most 28 files."""
-    for module in ("commands.bulk", "batch.runner"):  # imported when a command runs, which is no call
+    for module in ("commands.bulk", "batch.runner"):  # the command imports them, and an import is not a call
         import_module(f"kling_expand.cli.{module}")
     monkeypatch.chdir(tmp_path)  # where the journal goes
     with shell(**FAST) as kling:
@@ -83,7 +83,7 @@ def test_a_bulk_row_enters_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
             places = ["-o", str(tmp_path / "out"), "--journal", str(tmp_path / "run.journal")]
             arguments = ["bulk", str(COFFEE), "--aspect", "16:9", *places]
             done = CliRunner(env=environ).invoke(root, arguments)
-    logging.getLogger("kling_expand").handlers.clear()  # or the next test would enter those of the command
+    logging.getLogger("kling_expand").handlers.clear()  # the next test must not enter this handler's files
     assert done.exit_code == 0, done.output
     assert len(found) <= 28, sorted(found)
 
@@ -96,7 +96,7 @@ async def test_a_fleet_job_enters_few_files(dsn: str, tmp_path: Path) -> None:
         schedule = ExponentialSchedule(Random(), first=0.2, longest=1.0)
         worker = Worker(fleet, max_in_flight=9, output=str(tmp_path), schedule=schedule, **access)
         running = asyncio.create_task(worker.run())
-        # The start of the worker is over when it has done a first job.
+        # The worker has finished its start-up when it has done a first job.
         await fleet.submit(ExpandRequest(COFFEE, ToAspect("16:9"), key="first"))
         assert [outcome.key async for outcome in fleet.results()] == ["first"]
         with files_entered() as found:

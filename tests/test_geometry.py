@@ -1,4 +1,4 @@
-"""Geometries: every request is expressed exactly, or refused with advice that works."""
+"""Geometries: every request is expressed exactly, or refused with an error whose advice works."""
 
 import math
 import re
@@ -83,7 +83,7 @@ def aspect_of(ratios: Ratios, width: int, height: int) -> float:
 def test_an_aspect_is_reached_exactly_or_refused(
     width: int, height: int, aspect: float, area: float | None, anchor: Anchor
 ) -> None:
-    """The aspect is exact to 1e-9, the area as requested and the rules kept, or `GeometryError`."""
+    """The aspect is exact to 1e-9 and the area as requested, or `GeometryError` is raised."""
     try:
         ratios = ToAspect(aspect, area, anchor).ratios(width, height)
     except GeometryError:
@@ -100,7 +100,7 @@ def test_an_aspect_is_reached_exactly_or_refused(
 def test_what_a_refused_aspect_suggests_works(
     width: int, height: int, aspect: float, area: float | None
 ) -> None:
-    """Every area and every aspect that a refusal suggests is accepted."""
+    """Every area and every aspect that an error suggests is accepted."""
     wanted = ToAspect(aspect, area)
     try:
         wanted.ratios(width, height)
@@ -158,7 +158,7 @@ def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, an
 
 
 def test_too_small_an_area_names_the_numbers() -> None:
-    """An area of 1.2 is too small for a square to reach 16:9; the error names 1.7778."""
+    """An area of 1.2 is too small for a square to become 16:9, and the error names 1.7778."""
     error = refused(lambda: ToAspect("16:9", area=1.2).ratios(100, 100))
     assert (
         error.field,
@@ -169,7 +169,7 @@ def test_too_small_an_area_names_the_numbers() -> None:
 
 @pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])
 def test_an_area_beyond_the_rules_is_refused_when_made(area: float) -> None:
-    """An area that no photo can have is refused at construction."""
+    """An area that no request can have is refused at construction."""
     assert refused(lambda: ToAspect("16:9", area=area)).field == "area"
 
 
@@ -279,7 +279,7 @@ def test_padding_adds_exactly_these_pixels_or_is_refused(
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, None, "3", 2**31])
 def test_pixels_are_whole_numbers(value: int) -> None:
-    """Fractional, negative and boolean pixels are refused by name, in paddings and sizes."""
+    """Fractional, negative and boolean pixels of paddings and sizes are refused by name."""
     assert refused(lambda: Padding(left=value)).field == "left"
     assert refused(lambda: ToSize(value, 5)).field == "width"
     assert refused(lambda: ToSize(5, value)).field == "height"
@@ -310,7 +310,7 @@ def test_a_photo_has_a_whole_positive_size(geometry: Geometry, size: tuple[int, 
     ],
 )
 def test_a_direction_lengthens_its_axis(direction: str, ratio: float, expected: Ratios) -> None:
-    """The ratio is new over old length of each named axis, divided equally among its named sides."""
+    """The ratio is the new length of each named axis over the old, divided equally among its named sides."""
     assert expected == Towards(direction, ratio).ratios()
 
 
@@ -319,7 +319,7 @@ WORDS = st.lists(st.sampled_from(["left", "right", "top", "bottom", "all"]), min
 
 @given(WORDS, st.floats(1, 3, exclude_min=True), st.randoms())
 def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, random: Random) -> None:
-    """Order, case, blanks and repeats do not matter, and an accepted direction keeps the rules."""
+    """Order, case, blanks and duplicates do not matter, and an accepted direction stays within the rules."""
     untidy = " , ".join(random.choice([word, word.upper()]) for word in words)
     assert parse_direction(",".join(sorted(set(words)))) == parse_direction(untidy)
     try:
@@ -443,7 +443,7 @@ def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
     [-0.1, 2.0001, math.nan, math.inf, -math.inf, True, "1", None, pytest.param(10**400, id="huge"), 1j, [1]],
 )
 def test_no_side_takes_what_is_not_a_number_from_0_to_2(side: str, value: float) -> None:
-    """A bad side is refused by its name."""
+    """An invalid side is refused by name."""
     assert side == refused(lambda: Ratios(**{side: value})).field
 
 
@@ -467,7 +467,7 @@ def test_ratios_are_the_same_for_every_photo() -> None:
 
 
 def test_nothing_added_is_refused() -> None:
-    """Ratios that add nothing are refused, because they would be paid for."""
+    """Ratios that add nothing are refused, because the task would be paid for."""
     for attempt in (Ratios, lambda: Ratios(0, 0, 0, 0), lambda: Ratios(up=1e-300)):
         assert "must add something" in str(refused(attempt))
 
@@ -485,7 +485,7 @@ def test_the_vendors_rounding_is_let_pass() -> None:
 def test_the_original_stays_whole_and_inside_its_canvas(
     sides: tuple[float, float, float, float], width: int, height: int
 ) -> None:
-    """At its own scale the original keeps its size, and is placed to within a pixel."""
+    """At its own scale the original keeps its size, and its position is exact to within a pixel."""
     up, down, left, right = sides
     assume(1 + 1e-9 < (1 + up + down) * (1 + left + right) <= 3)
     canvas = Ratios(up, down, left, right).canvas(width, height)
@@ -503,7 +503,7 @@ def test_the_original_stays_whole_and_inside_its_canvas(
 def test_the_box_follows_into_a_result_of_any_size(
     sides: tuple[float, float, float, float], size: tuple[int, int], result: tuple[int, int]
 ) -> None:
-    """Each edge of the scaled box is within half a pixel of the exact one and inside."""
+    """Each edge of the scaled box is inside the result and within half a pixel of the exact edge."""
     (up, down, left, right), (wide, high) = sides, result
     assume(1 + 1e-9 < (1 + up + down) * (1 + left + right) <= 3)
     canvas = Ratios(up, down, left, right).canvas(*size)
@@ -544,7 +544,7 @@ def test_the_expected_size_is_the_observed_one() -> None:
 def test_the_expected_size_is_that_of_the_emulator(
     width: int, height: int, sides: tuple[float, float, float, float]
 ) -> None:
-    """It has the aspect of the canvas and about the pixels of the 1K tier, as the emulator's results have."""
+    """The emulator's results have the expected size: the canvas's aspect and the pixels of the 1K tier."""
     assume(
         0.4 <= width / height <= 2.5
         and any(sides)
@@ -560,7 +560,7 @@ def test_the_expected_size_is_that_of_the_emulator(
 
 @given(SIDE, SIDE, st.lists(st.tuples(*[st.floats(0.01, 0.3)] * 4), min_size=1, max_size=3))
 def test_passes_add_up(width: int, height: int, passes: list[tuple[float, float, float, float]]) -> None:
-    """The canvas of several passes is that of expanding each result in turn, and keeps the photo's size."""
+    """The canvas of several passes equals expanding each result in turn, and keeps the photo's size."""
     steps = [Ratios(*sides) for sides in passes]
     whole = chained_canvas(width, height, steps)
     across = math.prod(1 + each.left + each.right for each in steps)
@@ -568,7 +568,7 @@ def test_passes_add_up(width: int, height: int, passes: list[tuple[float, float,
     assert (whole.width, whole.height) == pytest.approx((width * across, height * along), abs=0.51)
     left, top, right, bottom = whole.box
     assert (right - left, bottom - top) == (width, height)
-    x = y = 0.0  # the left and top edge, followed through the passes in pixels
+    x = y = 0.0  # the left and top edges in pixels, followed through the passes
     wide, high = float(width), float(height)
     for each in steps:
         x, y = x + each.left * wide, y + each.up * high
@@ -590,7 +590,7 @@ LARGER: st.SearchStrategy[Geometry] = st.one_of(
 def test_passes_reach_the_geometry_within_the_limits(
     width: int, height: int, geometry: Geometry, passes: int
 ) -> None:
-    """The passes add up to what was asked for, are as few as the area allows, and each can be sent."""
+    """The passes add up to the geometry, are as few as the area allows, and each pass can be sent."""
     try:
         steps = plan(width, height, geometry, passes)
     except GeometryError:
@@ -613,7 +613,7 @@ def test_passes_reach_the_geometry_within_the_limits(
 
 
 def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
-    """9:16 to 16:9 needs 3.16 times the area: one pass is refused with the advice that two can do it."""
+    """9:16 to 16:9 needs 3.16 times the area. One pass is refused, and the error advises two."""
     wanted = ToAspect("16:9", anchor="left")
     assert refused(lambda: wanted.ratios(*PORTRAIT)).advice == PASSES_ADVICE.format(2)
     first, second = plan(*PORTRAIT, wanted)
@@ -626,7 +626,7 @@ def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
 
 @pytest.mark.parametrize("geometry", [ToSize(4000, 4000), Padding(left=1500, up=2000)])
 def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
-    """A refusal of a canvas says how many passes would do, after the sizes that fit."""
+    """The error for a canvas that is too large names the sizes that fit and the number of passes needed."""
     assert refused(lambda: geometry.ratios(*PORTRAIT)).advice.endswith(PASSES_ADVICE.format(2))
     assert len(plan(*PORTRAIT, geometry)) == 2
 
@@ -635,19 +635,19 @@ def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
     ("geometry", "passes"),
     [
         (ToAspect("16:9"), 1),
-        (ToAspect("16:9", area=3), 2),  # an area of 3 is what one pass gives
+        (ToAspect("16:9", area=3), 2),  # one pass gives an area of 3
         (ToAspect(40.0), 2),
         (ToSize(1080, 1920), 2),  # nothing to add
         (ToSize(100, 4000), 2),  # nothing is cut off
     ],
 )
 def test_what_passes_cannot_reach_is_refused(geometry: Geometry, passes: int) -> None:
-    """Too few passes, an area, and a canvas that is no larger raise what one pass raises."""
+    """Too few passes, a given area, and a canvas that is no larger raise the same error as one pass."""
     error = refused(lambda: plan(*PORTRAIT, geometry, passes))
     assert str(error) == str(refused(lambda: geometry.ratios(*PORTRAIT)))
 
 
 @pytest.mark.parametrize("passes", [0, 5, True, 1.5, "2"])
 def test_the_number_of_passes_is_checked(passes: Any) -> None:
-    """Passes are a whole number from 1 to 4."""
+    """The number of passes is a whole number from 1 to 4."""
     assert refused(lambda: plan(*PORTRAIT, ToAspect(1), passes)).field == "passes"

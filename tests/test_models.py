@@ -1,4 +1,4 @@
-"""Requests that are validated when made, and task statuses with a strict order."""
+"""Requests, which are validated at construction, and task statuses, which have a strict order."""
 
 import copy
 import pickle
@@ -103,7 +103,7 @@ def test_any_other_word_is_unknown(word: str) -> None:
     ],
 )
 def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) -> None:
-    """Units can be summed without an error or an infinite value."""
+    """Units that are no finite number are None, so that units can be summed."""
     assert Task("1", "succeed", final_unit_deduction=said).units == units
 
 
@@ -128,7 +128,7 @@ BAD += [
 
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_request_is_refused_when_made(name: str, value: Any) -> None:
-    """A bad request raises before anything is sent, and names the field."""
+    """A bad request raises an error at construction that names the field."""
     with pytest.raises(InvalidRequest) as caught:
         ExpandRequest("dog.png", RIGHT, **{name: value})
     assert caught.value.field == name
@@ -179,13 +179,13 @@ def test_values_do_not_change() -> None:
     ],
 )
 def test_a_photo_has_a_short_name(source: Any, name: str) -> None:
-    """The name of a photo never holds its bytes."""
+    """The name of a photo never contains its bytes."""
     assert source_name(source) == name
     assert f"image={name}" in repr(ExpandRequest(source, RIGHT))
 
 
 def test_a_photo_in_text_is_not_shown() -> None:
-    """A `data:` URI is named by its beginning only."""
+    """The name of a `data:` URI is only its beginning."""
     assert len(source_name("data:image/png;base64," + "A" * 10_000)) < 40
 
 
@@ -193,7 +193,7 @@ def test_a_photo_in_text_is_not_shown() -> None:
 
 
 def test_the_typed_fields_are_those_of_the_request() -> None:
-    """Editors are offered the same names, types and order that a request has beyond image and geometry."""
+    """The typed keyword arguments have the names, types and order of the fields of a request."""
     declared = {each.name: each.type for each in fields(ExpandRequest)[2:]}
     assert list(declared.items()) == list(get_type_hints(RequestFields).items())
     assert list(declared) == [each.name for each in request_fields()]
@@ -301,5 +301,5 @@ def test_the_direction_dialect_sends_the_direction_itself() -> None:
     ],
 )
 def test_results_are_named_after_the_file_of_the_photo(source: Any, stem: str | None) -> None:
-    """The client, the fleet and the shell share one naming rule; bytes have no name."""
+    """The client, the fleet and the command line share one naming rule, and bytes have no name."""
     assert source_stem(source) == stem

@@ -1,4 +1,4 @@
-"""The rules of the package's layout, read from its source."""
+"""The rules for the package's layout, checked in its source."""
 
 import ast
 import enum
@@ -44,7 +44,7 @@ LAYERS = (
 )
 WITHIN = {"_portal", "__main__"}  # may be imported from their own layer
 
-# The only places that import these packages. The emulator is a separate program and is not counted.
+# The only places that import these packages. The emulator is a separate program and does not count.
 WORLDS = {
     "sqlite3": ("store.sqlite",),
     "json": ("api.codec", "models", "cli"),
@@ -117,7 +117,7 @@ def ours(path: Path) -> set[str]:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """Return what each part of the package imports of the others."""
+    """Return the other parts of the package that each part imports."""
     edges: dict[str, set[str]] = {}
     for path in FILES:
         edges.setdefault(part(path), set()).update(ours(path))
@@ -140,7 +140,7 @@ def test_every_module_has_a_layer() -> None:
 
 
 def test_no_import_cycle() -> None:
-    """The modules can be sorted so that each one follows all that it imports."""
+    """The modules can be sorted so that each module follows all modules that it imports."""
     edges = {
         dotted(path): {name for name in imports(path) if name.startswith("kling_expand.")} for path in FILES
     }
@@ -148,7 +148,7 @@ def test_no_import_cycle() -> None:
 
 
 def test_the_emulator_is_independent_of_the_sdk() -> None:
-    """The emulator imports one error of the SDK, where it cannot run; only the edges of the SDK import it."""
+    """The emulator imports only the check for a missing extra, and only outer layers import the emulator."""
     assert graph()["emulator"] == {"errors"}
     emulator = [path for path in FILES if part(path) == "emulator"]
     borrowers = [path for path in emulator if "kling_expand.errors" in set(imports(path))]
@@ -159,7 +159,7 @@ def test_the_emulator_is_independent_of_the_sdk() -> None:
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
 def test_one_outside_world_per_file(world: str) -> None:
-    """A library for I/O or serialisation is imported by one file only."""
+    """Each library for I/O or serialization is imported only by the files that the table names."""
     users = [
         dotted(path).removeprefix("kling_expand.")
         for path in FILES
@@ -169,7 +169,7 @@ def test_one_outside_world_per_file(world: str) -> None:
 
 
 def test_only_two_files_speak_http() -> None:
-    """The client of aiohttp is used in `session` and `downloads`; elsewhere its names are annotations."""
+    """Only `session` and `downloads` use aiohttp's client; other files use its names only in annotations."""
     for path in FILES:
         if part(path) in {"downloads", "emulator", "contrib"} or dotted(path) == "kling_expand.api.session":
             continue
@@ -203,7 +203,7 @@ def test_only_config_reads_the_environment() -> None:
 
 
 def test_no_default_argument_is_the_environment() -> None:
-    """`help()` prints default arguments, and the environment holds secrets."""
+    """No default argument is the environment, because `help()` prints defaults and it holds secrets."""
     defaults = [
         inner
         for path in FILES
@@ -216,7 +216,7 @@ def test_no_default_argument_is_the_environment() -> None:
 
 
 def test_only_the_shell_prints() -> None:
-    """Only the command line prints; the library returns values and raises errors."""
+    """Only the command line prints, while the library returns values and raises errors."""
     talkers = {
         part(path)
         for path in FILES
@@ -322,7 +322,7 @@ print(json.dumps(found))
 
 
 def missing_extras(absent: Iterable[str], names: Iterable[str]) -> dict[str, str]:
-    """Return what the import of these modules says where *absent* packages are not installed."""
+    """Return the errors of importing these modules while *absent* packages are not installed."""
     process = subprocess.run(
         [sys.executable, "-c", WITHOUT_EXTRAS],
         input=json.dumps([[*absent], [*names]]),
@@ -337,7 +337,7 @@ def missing_extras(absent: Iterable[str], names: Iterable[str]) -> dict[str, str
 
 
 def test_a_module_without_its_extra_names_it() -> None:
-    """Where only the core's dependencies are installed, a module can be imported or says what to install."""
+    """With only the core's dependencies, each module can be imported or its error names the extra."""
     absent = sorted({module for modules in EXTRAS.values() for module in modules})
     found = missing_extras(absent, [dotted(path) for path in FILES if path.name != "__main__.py"])
     for name, message in found.items():
@@ -349,7 +349,7 @@ def test_a_module_without_its_extra_names_it() -> None:
 
 
 def test_the_pytest_fixtures_name_one_extra_for_all_they_need() -> None:
-    """With pytest and without the emulator's packages, `testing` is what is to be installed."""
+    """With pytest but without the emulator's packages, the error names the extra `testing`."""
     found = missing_extras(EXTRAS["emulator"], ["kling_expand.testing"])
     assert "kling-expand[testing]" in found["kling_expand.testing"]
 
@@ -388,7 +388,7 @@ def test_all_is_all_that_is_public() -> None:
 
 
 def test_a_star_import_hides_no_common_name() -> None:
-    """It brings no name that other packages use too, such as Pillow's `Image`."""
+    """A star import brings no name that other packages also use, such as Pillow's `Image`."""
     scope: dict[str, object] = {}
     exec("from kling_expand import *", scope)
     assert not COMMON & set(scope)
@@ -408,7 +408,7 @@ def test_every_public_name_is_documented(name: str) -> None:
             assert value.__doc__, f"{name}.{attribute}"
 
 
-# What users import of each module; where there is no list, the module's `__all__` is it.
+# The names that users import from each module. An empty list stands for the module's `__all__`.
 ENTRANCES: dict[str, list[str]] = {
     "kling_expand": [],
     "kling_expand.blocking": [],
@@ -429,7 +429,7 @@ ENTRANCES: dict[str, list[str]] = {
 
 
 def _documented(thing: object) -> Iterator[tuple[str, Callable[..., object], str]]:
-    """Yield a function, or the constructor and the methods of a class, each with all that `help` says."""
+    """Yield a function, or the constructor and the methods of a class, each with its text in `help`."""
     if not inspect.isclass(thing):
         if inspect.isfunction(thing):
             yield thing.__name__, thing, inspect.getdoc(thing) or ""
@@ -440,14 +440,14 @@ def _documented(thing: object) -> Iterator[tuple[str, Callable[..., object], str
         if name == "__init__" and not issubclass(thing, enum.Enum):
             yield thing.__name__, function, about
         elif inspect.isfunction(function) and name[0] != "_":
-            kinds = [each for each in thing.__mro__ if name in vars(each)]  # an override is like its base's
+            kinds = [each for each in thing.__mro__ if name in vars(each)]  # overrides inherit documentation
             texts = [text for each in kinds for text in (each.__doc__, vars(each)[name].__doc__)]
             yield f"{thing.__name__}.{name}", function, "\n".join(filter(None, [about, *texts]))
 
 
 @pytest.mark.parametrize("module", ENTRANCES)
 def test_every_argument_is_described(module: str) -> None:
-    """What `help` prints of a public function names each of its arguments."""
+    """The `help` of a public function names each of its arguments."""
     entrance = importlib.import_module(module)
     missing = [
         f"{name}({argument})"
@@ -462,7 +462,7 @@ def test_every_argument_is_described(module: str) -> None:
 
 @pytest.mark.parametrize("verb", [KlingClient.expand, KlingClient.submit, KlingClient.create, ExpandRequest])
 def test_help_lists_every_field_of_a_request(verb: Callable[..., object]) -> None:
-    """`help(KlingClient.expand)` describes each field, also one that is added later."""
+    """`help(KlingClient.expand)` describes each field of a request."""
     text = inspect.getdoc(verb) or ""
     for each in attrs.fields(ExpandRequest):
         assert re.search(rf"^    {each.name}: \S.{{20,}}", text, re.MULTILINE), each.name
@@ -471,7 +471,7 @@ def test_help_lists_every_field_of_a_request(verb: Callable[..., object]) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_every_module_has_a_docstring(path: Path) -> None:
-    """Each module says what it provides."""
+    """Each module has a docstring."""
     assert ast.get_docstring(tree(path))
 
 
@@ -501,7 +501,7 @@ def test_the_median_function_is_a_few_lines() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_nothing_is_put_off(path: Path) -> None:
-    """No TODO, no line excluded from coverage, and no ignored type without a reason."""
+    """No file has a TODO, a line excluded from coverage, or an ignored type without a reason."""
     text = path.read_text()
     assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b|pragma: no (?:cover|branch)", text) == []
     for line in text.splitlines():
@@ -523,7 +523,7 @@ def test_there_are_exactly_five_dependencies() -> None:
 
 
 def test_nothing_else_is_imported_by_the_core() -> None:
-    """The core imports itself, the standard library and the five dependencies; extras only when needed."""
+    """Files of the core import only the core, the standard library and the five dependencies at the top."""
     known = set(sys.stdlib_module_names) | kling_expand_dependencies() | {"kling_expand"}
     edge = {"cli", "testing", "contrib", "fleet", "pictures", "emulator", "__main__"}
     extras = {"PIL", "fsspec", "pydantic_core"}

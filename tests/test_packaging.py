@@ -1,4 +1,4 @@
-"""The wheel and the source archive: both hold the whole package, which works without the repository."""
+"""The wheel and the source archive: both contain the whole package, which works without the repository."""
 
 import email
 import os
@@ -58,7 +58,7 @@ def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
-    """It holds every file of the package, among them templates and the console, and nothing else."""
+    """The wheel contains every file of the package, including templates and the console, and nothing else."""
     with zipfile.ZipFile(wheel) as zipped:
         names = {name for name in zipped.namelist() if ".dist-info/" not in name}
     package = ROOT / "kling_expand"
@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
 
 
 def test_the_archive_holds_what_the_tests_need(archive: Path) -> None:
-    """Tests, examples, photos and pictures are in it, and nothing that git ignores."""
+    """The archive contains tests, examples and photos, and no file that git ignores."""
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     needed = (
@@ -83,7 +83,7 @@ def test_the_archive_holds_what_the_tests_need(archive: Path) -> None:
 
 
 def test_the_readme_needs_no_file_beside_it(wheel: Path) -> None:
-    """A package index shows the README alone: no picture and no link leads to a file of the repository."""
+    """On a package index, no picture and no link of the README refers to a file of the repository."""
     with zipfile.ZipFile(wheel) as zipped:
         (name,) = [name for name in zipped.namelist() if name.endswith("METADATA")]
         metadata = email.message_from_bytes(zipped.read(name))
@@ -95,7 +95,7 @@ def test_the_readme_needs_no_file_beside_it(wheel: Path) -> None:
     assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []
 
 
-# Runs the program above as on a system without POSIX: its modules, calls and signals are missing.
+# Removes the modules, calls and signals of POSIX before the program above runs.
 NO_POSIX = """
 import asyncio, concurrent.futures.process, multiprocessing, os, pathlib, signal
 import socket, subprocess, sys, tempfile
@@ -131,7 +131,7 @@ main()
 
 
 def test_no_posix_system_is_needed(tmp_path: Path) -> None:
-    """Core, journal, emulator and command line run where the calls of POSIX are missing."""
+    """Core, journal, emulator and command line run without the calls of POSIX."""
     photo = str(ROOT / "examples" / "photos" / "coffee.jpg")
     for program in (PROGRAM, SHELL):
         ran = subprocess.run(
@@ -150,7 +150,7 @@ def test_the_wheel_works_where_only_it_is_installed(wheel: Path, tmp_path: Path)
     """Installed elsewhere, the package, the emulator and the command line work without the repository."""
     target = tmp_path / "site"
     with zipfile.ZipFile(wheel) as zipped:
-        zipped.extractall(target)  # all that installing a wheel without compiled code does
+        zipped.extractall(target)  # the same as installing a wheel without compiled code
     keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     photo = ROOT / "examples" / "photos" / "coffee.jpg"
     for command, printed in (

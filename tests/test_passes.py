@@ -1,4 +1,4 @@
-"""Several passes: each is a job of its own, none is paid twice, and the photo is put back at the end."""
+"""Several passes: each is a job that is paid for once, and the photo is put back at the end."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -59,7 +59,7 @@ async def test_two_passes_reach_a_wide_picture(tmp_path: Path) -> None:
 
 
 async def test_one_pass_is_used_where_it_is_enough() -> None:
-    """More passes than needed are not made."""
+    """No more passes are made than needed."""
     async with emulated() as emulator, client(emulator) as kling:
         result = await kling.expand(PHOTO, ToAspect(1), passes=3)
         assert (result.earlier, emulator.account.units_billed) == (None, 8)
@@ -67,7 +67,7 @@ async def test_one_pass_is_used_where_it_is_enough() -> None:
 
 @pytest.mark.parametrize("key", [None, "dog"])
 async def test_no_pass_is_paid_twice(key: str | None, tmp_path: Path) -> None:
-    """Stopped between the passes or after them, a second run pays only for what is missing."""
+    """If a run stops between the passes or after them, a second run pays only for the missing passes."""
     async with emulated() as emulator:
         async with client(emulator, journal=tmp_path / "run.db") as kling:
             await first_pass(kling, key=key)
@@ -81,14 +81,14 @@ async def test_no_pass_is_paid_twice(key: str | None, tmp_path: Path) -> None:
 
 
 async def first_pass(kling: KlingClient, **fields: Any) -> None:
-    """Make the first of two passes, and stop there."""
+    """Make the first of two passes and stop."""
     chain = kling.expand_passes(ExpandRequest(PHOTO, WIDE, n=2, **fields), 2, note={"name": "tower"})
     async with aclosing(chain.futures()) as futures:
         await (await anext(futures))
 
 
 async def test_a_chain_goes_on_from_its_journal_without_its_photo(tmp_path: Path) -> None:
-    """What a journal keeps of a pass is enough for those after it, wherever the run was stopped."""
+    """The journal has all that later passes need, wherever the run was stopped."""
     async with emulated() as emulator:
         async with client(emulator, journal=tmp_path / "run.db") as kling:
             await first_pass(kling, prompt="a tower")
@@ -111,7 +111,7 @@ async def test_a_chain_goes_on_from_its_journal_without_its_photo(tmp_path: Path
 
 
 async def test_the_budget_counts_all_passes_beforehand(tmp_path: Path) -> None:
-    """Nothing is sent where the later passes cannot be paid, and other jobs cannot take their money."""
+    """Nothing is sent if the budget does not cover the later passes, and their units are reserved."""
     async with emulated() as emulator:
         for journal in (None, tmp_path / "run.db"):
             async with client(emulator, budget=15, journal=journal) as kling:
@@ -124,11 +124,11 @@ async def test_the_budget_counts_all_passes_beforehand(tmp_path: Path) -> None:
                 await (await anext(futures))
                 with pytest.raises(BudgetExceeded):
                     await kling.expand(PHOTO, Ratios(right=0.5))
-            await kling.expand(PHOTO, Ratios(right=0.5))  # the chain was given up
+            await kling.expand(PHOTO, Ratios(right=0.5))  # the failed passes have released their units
 
 
 async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: Path) -> None:
-    """An open file can be given, and an external id goes to the last task."""
+    """An open file is enough for all passes, and an external id becomes the id of the last task."""
     path = tmp_path / "photo.png"
     path.write_bytes(PHOTO)
     async with emulated() as emulator, client(emulator) as kling:
@@ -140,7 +140,7 @@ async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: P
 
 
 async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
-    """Too few passes, a wrong number and a photo at a URL are refused without a task."""
+    """Too few passes, an invalid number and a photo at a URL raise an error before any task is created."""
     async with emulated() as emulator, client(emulator) as kling:
         with pytest.raises(GeometryError, match="use passes=2"):
             await kling.expand(PHOTO, WIDE)
@@ -152,7 +152,7 @@ async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
 
 
 async def test_one_deadline_bounds_all_passes() -> None:
-    """The deadline counts from the first pass, so a second pass does not begin a new one."""
+    """The deadline counts from the start of the first pass and covers all passes."""
     async with Emulator(**FAST | {"work_seconds": 0.6}) as emulator, client(emulator) as kling:
         with pytest.raises((DeadlineExceeded, KlingError)):
             await kling.expand(PHOTO, WIDE, passes=2, deadline=0.9)

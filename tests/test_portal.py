@@ -1,4 +1,4 @@
-"""The event loop in a thread: work from other threads, interruption, and its end."""
+"""The event loop in a thread: work from other threads, interruption and shutdown."""
 
 import asyncio
 import signal
@@ -34,7 +34,7 @@ async def counting(closed: list[int], last: int = 3) -> AsyncGenerator[int, None
 
 
 async def interrupt(ended: threading.Event, begun: threading.Event | None = None) -> None:
-    """Send SIGINT to this process, or set *begun*, and then wait without end."""
+    """Send SIGINT to this process, or set *begun*, and then wait forever."""
     main = threading.main_thread().ident
     assert main is not None
     try:
@@ -62,7 +62,7 @@ def test_work_runs_elsewhere_and_comes_back(thread: LoopThread) -> None:
 
 
 def test_starting_twice_is_starting_once(thread: LoopThread) -> None:
-    """There is one loop, however often it is started."""
+    """Starting the thread again keeps the same loop."""
 
     async def loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -73,7 +73,7 @@ def test_starting_twice_is_starting_once(thread: LoopThread) -> None:
 
 
 def test_an_interrupted_wait_cancels_the_work(thread: LoopThread) -> None:
-    """After Ctrl-C the work in the loop has been cancelled."""
+    """After Ctrl-C the work in the loop is cancelled."""
     ended = threading.Event()
     with pytest.raises(KeyboardInterrupt):
         thread.run(interrupt(ended))
@@ -98,7 +98,7 @@ def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
 
 
 def test_stopping_ends_what_others_wait_for() -> None:
-    """A wait in another thread raises `ClientClosed`, and its work has been cancelled."""
+    """A wait in another thread raises `ClientClosed`, and its work is cancelled."""
     thread, ended, begun = LoopThread(), threading.Event(), threading.Event()
     thread.start()
     with ThreadPoolExecutor() as pool:
@@ -111,7 +111,7 @@ def test_stopping_ends_what_others_wait_for() -> None:
 
 
 def test_what_is_not_running_says_so() -> None:
-    """Work is refused before the start, after the end and from within the loop, and never left waiting."""
+    """Before the start, after the end and within the loop, work raises `ClientClosed` instead of waiting."""
     thread = LoopThread()
     thread.stop()
     with pytest.raises(ClientClosed):
@@ -129,14 +129,14 @@ def test_what_is_not_running_says_so() -> None:
 
 
 def test_items_come_one_by_one(thread: LoopThread) -> None:
-    """All of them in order, and the source is closed at its end."""
+    """All items arrive in order, and the source is closed at its end."""
     closed: list[int] = []
     assert list(thread.iterate(counting(closed))) == [1, 2, 3]
     assert closed == [3]
 
 
 def test_leaving_early_closes_the_source(thread: LoopThread) -> None:
-    """A `break` reaches the source before the next statement runs."""
+    """A `break` closes the source before the next statement runs."""
     closed: list[int] = []
     for number in thread.iterate(counting(closed)):
         assert number == 1
@@ -158,7 +158,7 @@ def test_an_iteration_may_outlive_the_loop() -> None:
 
 
 def test_items_are_pulled_outside_the_loop(thread: LoopThread) -> None:
-    """An iterable may itself wait for the loop's work."""
+    """The iterable runs outside the loop, so it may wait for work in the loop."""
 
     def items() -> Iterator[int]:
         for number in range(3):

@@ -25,7 +25,7 @@ COMMANDS = [
     line[2:] for kind, body in BLOCKS if kind == "console" for line in body.splitlines() if line[:2] == "$ "
 ]
 
-# Runs the Python blocks in which `await` may stand outside of a function, as it does in a notebook.
+# Runs the Python blocks, in which top-level `await` is allowed as in a notebook.
 RUNNER = """
 import ast, asyncio, inspect, json
 for number, snippet in enumerate(json.load(open("snippets.json"))):
@@ -38,7 +38,7 @@ for number, snippet in enumerate(json.load(open("snippets.json"))):
 
 
 async def run(words: list[str], emulator: Emulator, folder: Path) -> str:
-    """Return what a command prints in a folder with the photos, with the emulator as the service."""
+    """Return the output of a command that runs in *folder* with the emulator as the service."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     environ |= {"KLING_API_KEY": emulator.api_key, "KLING_BASE_URL": emulator.url, "COLUMNS": "80"}
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
@@ -51,7 +51,7 @@ async def run(words: list[str], emulator: Emulator, folder: Path) -> str:
 
 
 async def test_blocks_run_in_order_in_one_folder(kling_emulator: Emulator, tmp_path: Path) -> None:
-    """Each block runs as it stands after those before it, and prints what its comments say it prints."""
+    """The blocks run unchanged and in order, and print the output that their comments show."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "snippets.json").write_text(json.dumps(SNIPPETS), encoding="utf-8")
     said = await run([sys.executable, "-c", RUNNER], kling_emulator, tmp_path)
@@ -65,14 +65,14 @@ async def test_blocks_run_in_order_in_one_folder(kling_emulator: Emulator, tmp_p
 
 
 def _table(title: str) -> list[list[str]]:
-    """Return the cells of the first table under a heading, without its head."""
+    """Return the cells of the first table under a heading, without its header."""
     section = README.split(f"\n## {title}\n")[1].split("\n## ")[0]
     rows = [row.strip("|").split("|") for row in section.splitlines() if row.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
 def test_the_configuration_table_is_whole_and_true() -> None:
-    """It names every argument of a client, every variable of the environment, and the defaults in use."""
+    """The table has every argument of a client, every environment variable and the correct defaults."""
     rows = _table("Configuration")
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     settings = {each.name: each for each in attrs.fields(Settings)}
@@ -94,7 +94,7 @@ def test_the_configuration_table_is_whole_and_true() -> None:
 
 
 def test_the_two_first_commands_are_one_line_each() -> None:
-    """The first block runs the main job, the second the tests, each with its set-up."""
+    """The first block expands a photo and the second runs the tests, each with its set-up."""
     first, second = [body.strip() for kind, body in BLOCKS if kind == "sh"][:2]
     assert [first.count("\n"), second.count("\n")] == [0, 0]
     assert "-m venv" in first

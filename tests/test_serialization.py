@@ -1,4 +1,4 @@
-"""Values leave the process: as JSON types, through FastAPI and pydantic, and pickled."""
+"""Values outside the process: as JSON types, through FastAPI and pydantic, and pickled."""
 
 import copy
 import io
@@ -52,7 +52,7 @@ REQUEST = ExpandRequest("monday/dog.png", ToAspect("16:9"), "a park", n=2, key="
 
 
 async def never(*_: Any, **__: Any) -> Any:
-    """Stand for the methods of a client, which cannot be pickled."""
+    """Stand in for the methods of a client, which cannot be pickled."""
     raise AssertionError
 
 
@@ -95,7 +95,7 @@ each_value = pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 
 @each_value
 def test_a_dictionary_has_only_json_types(value: Serializable) -> None:
-    """`to_dict` survives a journey through JSON unchanged, and `dict` is the same."""
+    """`to_dict` survives a round trip through JSON unchanged, and `dict` gives the same."""
     found = value.to_dict()
     assert found == json.loads(json.dumps(found, allow_nan=False))
     assert found == dict(value)
@@ -103,7 +103,7 @@ def test_a_dictionary_has_only_json_types(value: Serializable) -> None:
 
 
 def test_a_result_shows_what_a_service_needs() -> None:
-    """The ids, the URLs, the files and the request are there by name."""
+    """A result's dictionary has the ids, the URLs, the files and the request."""
     found = RESULT.to_dict()
     assert (found["task_id"], found["external_task_id"], found["files"]) == ("1", "mine", ["out/dog-0.png"])
     assert found["images"][0] == {"index": 0, "url": "https://h/0", "watermark_url": "https://h/w"}
@@ -124,7 +124,7 @@ def test_an_error_shows_its_class_and_its_facts() -> None:
 
 
 def test_no_picture_and_no_photo_gets_into_json() -> None:
-    """A photo is its name, whatever kind of source it is."""
+    """A photo is represented by its name, whatever its source is."""
     for source in (b"secret" * 100, bytearray(b"secret"), memoryview(b"secret"), io.BytesIO(b"secret")):
         text = json.dumps(Outcome(0, ExpandRequest(source, Ratios(up=0.5))).to_dict())
         assert "secret" not in text
@@ -139,14 +139,14 @@ anything = st.recursive(
 
 @given(anything)
 def test_anything_becomes_json(value: Any) -> None:
-    """No value of Python's own types makes `json.dumps` fail, and JSON types stay as they are."""
+    """No value of Python's built-in types makes `json.dumps` fail, and JSON types stay as they are."""
     found = to_json(value)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert to_json(found) == found
 
 
 def test_words_and_numbers_become_plain_ones() -> None:
-    """Enums are their values, and whole decimals are integers."""
+    """Enums become their values, and whole decimals become integers."""
     assert type(to_json(Status.SUCCEED)) is str
     assert to_json([Decimal(8), Decimal("8.5"), float("nan")]) == [8, 8.5, None]
 
@@ -155,7 +155,7 @@ def test_words_and_numbers_become_plain_ones() -> None:
 
 
 async def answer(app: FastAPI, path: str) -> tuple[int, Any]:
-    """Return the status and the JSON of an answer of *app*."""
+    """Return the status and the JSON of a response of *app*."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -173,7 +173,7 @@ async def answer(app: FastAPI, path: str) -> tuple[int, Any]:
 @each_value
 @pytest.mark.parametrize("annotated", [False, True])
 async def test_fastapi_returns_a_value(value: Serializable, *, annotated: bool) -> None:
-    """An endpoint may return it, with its class as the annotation or without one, alone or in a list."""
+    """An endpoint may return a value, annotated with its class or not, alone or in a list."""
     app = FastAPI()
     kind: Any = type(value)
     app.get("/one", response_model=kind if annotated else None)(lambda: value)
@@ -185,7 +185,7 @@ async def test_fastapi_returns_a_value(value: Serializable, *, annotated: bool) 
 
 
 def test_pydantic_takes_a_value_as_a_field() -> None:
-    """A model may have such a field; it is checked, and written as `to_dict` writes it."""
+    """A model may have a field of such a class, which is validated and serialized like `to_dict`."""
 
     class Order(BaseModel):
         number: int
@@ -202,7 +202,7 @@ def test_pydantic_takes_a_value_as_a_field() -> None:
 
 
 def pickled(value: Any) -> Any:
-    """Return what another process would receive."""
+    """Return the object that another process would receive."""
     return pickle.loads(pickle.dumps(value))
 
 
@@ -216,7 +216,7 @@ def test_a_copy_says_the_same(value: Serializable, copied: Callable[[Any], Any])
 
 
 def test_equal_values_stay_equal() -> None:
-    """Values with an equality keep it, and an image of a result equals that of its task."""
+    """Copies of equal values are equal, and an image of a result equals the image of its task."""
     for value in (TASK, RESULT, RESULT.images[0], STATS, BLOCKING):
         assert pickled(value) == value
     assert hash(pickled(BLOCKING)) == hash(BLOCKING)
@@ -228,7 +228,7 @@ def test_equal_values_stay_equal() -> None:
 
 
 async def test_a_pickled_result_says_that_it_has_no_client(tmp_path: Path) -> None:
-    """A copy in another process cannot save or read, and says how to."""
+    """A copy in another process cannot save or read, and the error says what to do."""
     other = pickled(RESULT)
     for call in (lambda: other.save(tmp_path), other.read, other.images[0].read):
         with pytest.raises(KlingError, match="no client"):
@@ -236,7 +236,7 @@ async def test_a_pickled_result_says_that_it_has_no_client(tmp_path: Path) -> No
 
 
 def test_a_photo_that_cannot_be_pickled_does_not_keep_a_result(tmp_path: Path) -> None:
-    """An open file becomes its path, a view its bytes, and a file without a path no request."""
+    """An open file becomes its path, a view becomes bytes, and a file without a path is dropped."""
     path = tmp_path / "dog.png"
     path.write_bytes(b"png")
     with path.open("rb") as named, tempfile.TemporaryFile() as nameless:
@@ -250,11 +250,11 @@ def test_a_photo_that_cannot_be_pickled_does_not_keep_a_result(tmp_path: Path) -
 
 
 def outcome_of(number: int) -> Outcome:
-    """Return an outcome, as a worker process does."""
+    """Return an outcome, as a worker process would."""
     return Outcome(number, REQUEST, RESULT)
 
 
 def test_a_worker_process_returns_an_outcome() -> None:
-    """The parent gets what the worker has."""
+    """The parent process receives the worker's outcome unchanged."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(outcome_of, 7).result().to_dict() == outcome_of(7).to_dict()

@@ -1,4 +1,4 @@
-"""Several shapes of one photo: one request for each, whatever names them."""
+"""Several shapes of one photo: one request for each shape, in any notation."""
 
 import pytest
 from support.shell import COFFEE
@@ -9,7 +9,7 @@ from kling_expand.shapes import SETS, shapes
 
 
 def test_each_shape_is_one_request() -> None:
-    """Aspects, sizes, geometries and sets may be mixed, and what occurs twice is asked for once."""
+    """Aspects, sizes, geometries and sets may be mixed, and a shape that occurs twice is requested once."""
     right = Ratios(right=0.5)
     found = shapes(COFFEE, ["16:9", "youtube", right, "1200x630", ToAspect("16:9")], prompt="a table", n=2)
     expected = [ToAspect("16:9"), ToAspect("9:16"), right, ToAspect(1200 / 630)]
@@ -19,7 +19,7 @@ def test_each_shape_is_one_request() -> None:
 
 
 def test_a_key_names_each_shape() -> None:
-    """With a key each shape has a key of its own, so that each is a job."""
+    """With a key each shape has a key of its own, so that each shape is a separate job."""
     assert [request.key for request in shapes(COFFEE, "youtube", key="cup")] == ["cup-16:9", "cup-9:16"]
     assert {request.key for request in shapes(COFFEE, "youtube")} == {None}
 
@@ -33,7 +33,7 @@ def test_every_set_can_be_asked_for(name: str) -> None:
 
 
 def test_what_is_no_shape_is_named() -> None:
-    """A misspelt set names the nearest one; a wrong aspect and a shared external id are refused."""
+    """A misspelt set raises an error that names the nearest. Wrong aspects and external ids are refused."""
     with pytest.raises(InvalidRequest, match=r"shape must be .*got 'instagramm'; did you mean instagram\?"):
         shapes(COFFEE, ["instagramm"])
     with pytest.raises(GeometryError, match="aspect must be width over height"):
@@ -43,7 +43,7 @@ def test_what_is_no_shape_is_named() -> None:
 
 
 async def test_shapes_are_given_to_map() -> None:
-    """All shapes of a photo run at the same time, and each is paid."""
+    """All shapes of a photo run at the same time, and each is paid for."""
     async with (
         Emulator(engine="flat", queue_seconds=0, work_seconds=0) as emulator,
         KlingClient(api_key=emulator.api_key, base_url=emulator.url) as kling,

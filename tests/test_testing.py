@@ -1,4 +1,4 @@
-"""The virtual clock, which jumps only when nothing can run, and the fixtures."""
+"""The virtual clock, which jumps only when nothing is ready to run, and the fixtures."""
 
 import asyncio
 import threading
@@ -21,13 +21,13 @@ PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "chelsea.jpg"
 
 
 def now() -> float:
-    """The loop's time."""
+    """The current time of the event loop."""
     return asyncio.get_running_loop().time()
 
 
 @virtual_time
 async def test_sleeping_takes_no_time() -> None:
-    """A virtual year passes at once, and exactly."""
+    """A sleep of a virtual year ends at once, and exactly one year later."""
     began = time.monotonic()
     await asyncio.sleep(365 * 86400)
     assert now() == pytest.approx(365 * 86400)
@@ -50,7 +50,7 @@ async def test_time_passes_in_order() -> None:
 
 @virtual_time
 async def test_no_time_passes_while_a_thread_works() -> None:
-    """Work in a thread takes no virtual time, so a time-out of a second is not reached."""
+    """Work in a thread takes no virtual time, so a timeout of one second does not expire."""
     release = threading.Event()
     asyncio.get_running_loop().call_soon(release.set)
     async with asyncio.timeout(1):
@@ -72,7 +72,7 @@ async def test_no_time_passes_while_loopback_talks() -> None:
 
 
 def test_each_run_begins_anew() -> None:
-    """Each run has its own time, and returns or raises what its coroutine does."""
+    """Each run has its own time, and returns or raises the result of its coroutine."""
 
     async def main() -> float:
         await asyncio.sleep(7)
@@ -118,7 +118,7 @@ async def test_fixtures_and_parameters_reach_a_test(given: str, tmp_path: Path) 
 
 @virtual_time
 async def test_an_hour_of_work_is_waited_for_at_once() -> None:
-    """A task of an hour is expanded at once, with one clock for emulator and client."""
+    """A task that takes an hour ends at once, because emulator and client share one clock."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
         result = await future
@@ -145,7 +145,7 @@ async def test_the_fixtures_are_a_client_and_its_emulator(
 
 
 def test_a_plain_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
-    """The emulator responds while a test blocks, as a test with Starlette's client does."""
+    """The emulator responds while a test blocks its own thread, as with Starlette's test client."""
     with BlockingClient(
         api_key=kling_emulator.api_key, base_url=kling_emulator.url, trust_env=False
     ) as kling:
@@ -154,6 +154,6 @@ def test_a_plain_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
 
 
 def test_a_plain_test_is_told_what_to_use(request: pytest.FixtureRequest) -> None:
-    """A plain test that asks for the asynchronous client fails at once, and the message names the other."""
+    """A synchronous test with the asynchronous client fails at once, and the error names the blocking one."""
     with pytest.raises(pytest.fail.Exception, match=r"needs an async test.*blocking\.KlingClient"):
         request.getfixturevalue("kling_client")

@@ -1,4 +1,4 @@
-"""Callbacks: which are trusted, which are refused, and which shapes of a body are read."""
+"""Callbacks: which are trusted, which are refused, and which forms of the body can be read."""
 
 import base64
 import gc
@@ -51,7 +51,7 @@ BODY = json.dumps(LEGACY).encode()
 def signed(
     body: bytes = BODY, *, secret: str = SECRET, webhook_id: str = "msg_1", at: int = NOW
 ) -> dict[str, str]:
-    """Sign *body* with the independent implementation, whose *timestamp* is a naive UTC date."""
+    """Return the headers of *body*, signed by the independent implementation."""
     when = datetime.fromtimestamp(at, UTC).replace(tzinfo=None)
     return {
         "webhook-id": webhook_id,
@@ -65,7 +65,7 @@ def reader(*secrets: str, **options: Any) -> Webhooks:
 
 
 def test_the_published_vector_verifies() -> None:
-    """The vendor's own example is verified, and describes the task it names."""
+    """The vendor's own example is verified and gives the task that it describes."""
     task = Task(
         task_id="1234567890",
         task_status="succeeded",
@@ -83,7 +83,7 @@ def test_the_published_vector_verifies() -> None:
     at=st.integers(-300, 300),
 )
 def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note: str, at: int) -> None:
-    """Any key, any text in the body, any moment within the window."""
+    """Callbacks with any key, any text and any time within the window are verified."""
     secret = "whsec_" + base64.b64encode(key).decode()
     body = json.dumps(LEGACY | {"task_status_msg": note}, ensure_ascii=False).encode()
     call = reader(secret).parse(signed(body, secret=secret, at=NOW + at), body)
@@ -103,13 +103,13 @@ def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
 
 @pytest.mark.parametrize("change_case", [str.upper, str.title, str.lower])
 def test_header_names_come_in_any_case_and_order(change_case: Any) -> None:
-    """Neither case nor order of headers is part of what is signed."""
+    """Neither the case nor the order of header names matters."""
     headers = {change_case(name): value for name, value in reversed(signed().items())}
     assert reader().parse({"Host": "example", **headers}, BODY).verified
 
 
 def test_a_secret_can_be_replaced_without_losing_a_call() -> None:
-    """With both secrets configured either signature passes, and with both signatures either secret."""
+    """With two secrets either signature is accepted, and with two signatures either secret."""
     both = reader(SECRET, OTHER)
     assert both.parse(signed(secret=SECRET, webhook_id="a"), BODY).verified
     assert both.parse(signed(secret=OTHER, webhook_id="b"), BODY).verified
@@ -121,12 +121,12 @@ def test_a_secret_can_be_replaced_without_losing_a_call() -> None:
 
 @pytest.mark.parametrize("drift", [-300, 300])
 def test_the_window_includes_its_edges(drift: int) -> None:
-    """Five minutes early or late is still in time."""
+    """A callback that is exactly five minutes early or late is accepted."""
     assert reader().parse(signed(at=NOW + drift), BODY).verified
 
 
 def changed(**headers: str | None) -> dict[str, str]:
-    """Return properly signed headers with some replaced, or left out (None)."""
+    """Return correctly signed headers with some of them replaced, or removed (None)."""
     merged: dict[str, str | None] = {**signed()}
     merged |= {name.replace("_", "-"): value for name, value in headers.items()}
     return {name: value for name, value in merged.items() if value is not None}
@@ -183,7 +183,7 @@ FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_call_is_refused(case: str) -> None:
-    """A call is refused unless its id, time and body were signed recently with the secret."""
+    """A callback is refused unless its id, time and body were signed recently with the secret."""
     headers, body = FORGED[case]
     webhooks = reader()
     with pytest.raises(WebhookError):
@@ -205,8 +205,8 @@ def test_any_changed_byte_breaks_the_signature(data: st.DataObject) -> None:
 )
 @pytest.mark.parametrize("secrets", [(), (SECRET,)], ids=["unsigned", "signed"])
 def test_a_body_without_a_task_is_refused(body: bytes, secrets: tuple[str, ...]) -> None:
-    """Not UTF-8, not JSON, or JSON of something else: refused even under a good signature."""
-    key = base64.b64decode(SECRET.removeprefix("whsec_"))  # the other implementation signs text only
+    """A body that is not UTF-8, not JSON or not a task is refused, even with a valid signature."""
+    key = base64.b64decode(SECRET.removeprefix("whsec_"))  # the independent implementation signs only text
     mac = base64.b64encode(hmac.digest(key, f"m.{NOW}.".encode() + body, "sha256")).decode()
     headers = {"webhook-id": "m", "webhook-timestamp": str(NOW), "webhook-signature": f"v1,{mac}"}
     with pytest.raises(WebhookError, match="does not describe a task"):
@@ -229,7 +229,7 @@ def test_a_body_without_a_task_is_refused(body: bytes, secrets: tuple[str, ...])
     ],
 )
 def test_a_task_without_its_fields_is_refused(sent: Any) -> None:
-    """An id or a status is never converted from another type."""
+    """An id or a status of another type is refused, not converted."""
     with pytest.raises(WebhookError, match="does not describe a task"):
         Webhooks().parse({}, json.dumps(sent).encode())
 
@@ -238,7 +238,7 @@ def test_a_task_without_its_fields_is_refused(sent: Any) -> None:
     "fields", [LEGACY | {"created_at": "soon"}, {"id": "1", "status": "failed", "create_time": float("inf")}]
 )
 def test_an_odd_time_does_not_lose_the_call(fields: Any) -> None:
-    """Only the id and the status are needed; anything else of a wrong type is absent."""
+    """Only the id and the status are required, and other fields of a wrong type count as absent."""
     call = Webhooks().parse({}, json.dumps(fields).encode())
     assert call.task.created_at is None
 
@@ -246,7 +246,7 @@ def test_an_odd_time_does_not_lose_the_call(fields: Any) -> None:
 @pytest.mark.parametrize("depth", [500, 900, 5000, 100_000])
 @pytest.mark.parametrize("field", ["task_status_msg", "type", "created_at", "extra"])
 def test_a_deep_body_does_no_harm(depth: int, field: str) -> None:
-    """Whatever the depth, the result is an event or a `WebhookError`, and the next call is read."""
+    """Whatever the depth, the result is an event or a `WebhookError`, and the next callback is read."""
     nest = b"[" * depth + b"]" * depth
     bodies = [
         b'{"task_id":"1","task_status":"failed","' + field.encode() + b'":' + nest + b"}",
@@ -280,7 +280,7 @@ TASKLIKE = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON))
 def test_anything_is_a_call_or_a_webhook_error(
     headers: dict[str, str], body: bytes, secrets: tuple[str, ...]
 ) -> None:
-    """No input raises anything but `WebhookError`, and nothing is verified without a signature."""
+    """Any input gives an event or a `WebhookError`, and nothing is verified without a signature."""
     try:
         call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
     except WebhookError:
@@ -308,26 +308,26 @@ class Unmappable:
     secrets=st.sampled_from([(), (SECRET,)]),
 )
 def test_odd_types_raise_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
-    """Headers that are no mapping and bodies that are no bytes raise `WebhookError` and nothing else."""
+    """Headers that are not a mapping and bodies that are not bytes raise only `WebhookError`."""
     with suppress(WebhookError):
         Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_any_buffer_of_bytes_is_a_body(kind: Any) -> None:
-    """Frameworks hand over bytes, a bytearray or a memoryview."""
+    """A body may be bytes, a bytearray or a memoryview."""
     assert reader().parse(signed(), kind(BODY)).verified
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_only_utf_8_is_read(encoding: str) -> None:
-    """A body that can be read is text in UTF-8, so it can be passed on as text."""
+    """Only a body in UTF-8 is read, so it can be passed on as text."""
     with pytest.raises(WebhookError):
         Webhooks().parse({}, BODY.decode().encode(encoding))
 
 
 def test_unsigned_calls_leave_nothing_in_memory() -> None:
-    """Unsigned and forged calls with ever new texts do not make the process grow."""
+    """Unsigned and forged callbacks with ever new texts do not increase the memory of the process."""
     webhooks, other = Webhooks(), reader()
 
     def flood(start: int) -> None:
@@ -354,7 +354,7 @@ def test_unsigned_calls_leave_nothing_in_memory() -> None:
 
 
 def test_a_repeated_call_is_sent_apart() -> None:
-    """A call with a known id is marked as repeated whatever its body; another id is not."""
+    """A callback with a known id is marked as repeated, whatever its body, and another id is not."""
     webhooks = reader()
     assert [webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "a", "a", "b")] == [
         False,
@@ -365,7 +365,7 @@ def test_a_repeated_call_is_sent_apart() -> None:
 
 
 def test_only_a_verified_and_readable_call_is_remembered() -> None:
-    """A forged or unreadable call with an id does not mark the true call as repeated."""
+    """A forged or unreadable callback does not mark the genuine callback with its id as repeated."""
     webhooks = reader()
     for headers, body in [(signed(secret=OTHER), BODY), (signed(b"{}"), b"{}")]:
         with pytest.raises(WebhookError):
@@ -374,7 +374,7 @@ def test_only_a_verified_and_readable_call_is_remembered() -> None:
 
 
 def test_memory_of_ids_is_bounded_to_the_newest() -> None:
-    """The id that was seen longest ago is forgotten first; a repeated id counts as new."""
+    """The id that was seen longest ago is forgotten first, and a repeated id counts as seen again."""
     webhooks = reader(remember=2)
     assert [
         webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "b", "a", "c", "a", "b")
@@ -383,13 +383,13 @@ def test_memory_of_ids_is_bounded_to_the_newest() -> None:
 
 
 def test_remembering_can_be_turned_off() -> None:
-    """With ``remember=0`` no call is marked as repeated."""
+    """With ``remember=0`` no callback is marked as repeated."""
     webhooks = reader(remember=0)
     assert [webhooks.parse(signed(), BODY).repeated for _ in range(2)] == [False, False]
 
 
 def test_without_secrets_nothing_is_vouched_for() -> None:
-    """Unsigned or signed, a call read without secrets is unverified, has no id and repeats nothing."""
+    """Without secrets every callback, even a signed one, is unverified, has no id and is never repeated."""
     webhooks = Webhooks()
     for headers in ({}, signed(), signed()):
         assert WebhookEvent(codec.parse_task(LEGACY), verified=False) == webhooks.parse(headers, BODY)
@@ -407,14 +407,14 @@ def enveloped(data: Any) -> bytes:
 
 
 def test_the_older_body_is_the_bare_task() -> None:
-    """It gives the same task as the answer to a query."""
+    """The older body gives the same task as the response to a query."""
     task = Webhooks().parse({}, BODY).task
     assert codec.parse_task(LEGACY) == task
     assert (task.external_task_id, task.final_unit_deduction) == ("job-7", "8")
 
 
 def test_an_envelope_changes_nothing() -> None:
-    """Either body may come in the envelope that answers have."""
+    """Either body may be in the envelope that responses have."""
     assert codec.parse_task(LEGACY) == Webhooks().parse({}, enveloped(LEGACY)).task
     bare = Webhooks().parse({}, newer())
     assert bare == Webhooks().parse({}, enveloped(json.loads(newer())))
@@ -431,7 +431,7 @@ def test_an_envelope_changes_nothing() -> None:
     ],
 )
 def test_the_newer_body_means_the_same(word: str, status: Status) -> None:
-    """Its words map to the older ones, with the message where the older one has it."""
+    """The statuses of the newer body map to the older ones, and its message is kept."""
     task = Webhooks().parse({}, newer(word, message="why", create_time=1, update_time=2)).task
     assert (status, "why", 1, 2) == (task.status, task.task_status_msg, task.created_at, task.updated_at)
 
@@ -456,7 +456,7 @@ A, B = "https://cdn.example/a.png", "http://cdn.example/b.png"
     ],
 )
 def test_pictures_are_found_among_the_outputs(outputs: Any, images: list[tuple[int, str]]) -> None:
-    """Every known guess at an output's shape gives the picture, numbered so that no two share a file."""
+    """Every known form of an output gives a picture, numbered so that no two share a file."""
     assert tuple(Image(*pair) for pair in images) == Webhooks().parse({}, newer(outputs=outputs)).task.images
 
 
@@ -466,7 +466,7 @@ CASH = {"charge_type": "cash", "amount": 0.028, "currency": "USD", "list_price":
 
 
 def test_the_newer_body_names_the_job_and_its_price() -> None:
-    """The caller's own id and what was billed are read as from the older body."""
+    """The external task id and the billed units are read as in the older body."""
     task = Webhooks().parse({}, newer(**EXTERNAL, billing=[UNITS, UNITS | {"amount": 16}, CASH])).task
     assert (task.external_task_id, task.final_unit_deduction) == ("order-7", "24")
     assert task.final_balance_deduction == BalanceDeduction("0.028", "0.028")
@@ -489,7 +489,7 @@ def test_the_newer_body_names_the_job_and_its_price() -> None:
     ],
 )
 def test_odd_ids_and_prices_are_left_out(fields: dict[str, Any]) -> None:
-    """An informational field of another type is None and costs no snapshot."""
+    """An informational field of another type is None, and the snapshot is still read."""
     task = Webhooks().parse({}, newer(outputs=[{"url": A}], **fields)).task
     assert (task.status, len(task.images)) == (Status.SUCCEED, 1)
     assert (task.external_task_id, task.final_unit_deduction, task.final_balance_deduction) == (None,) * 3
@@ -557,7 +557,7 @@ BAD_SECRETS = [
 
 @pytest.mark.parametrize("secret", BAD_SECRETS)
 def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
-    """An empty or broken secret never means "no secret", and its text stays out of every trace."""
+    """An empty or broken secret never means "no secret", and its text is in no error or traceback."""
     with pytest.raises(ConfigurationError) as refused:
         Webhooks(SECRET, secret)
     shown: list[str] = []
@@ -570,7 +570,7 @@ def test_a_bad_secret_is_refused_and_not_shown(secret: str) -> None:
 
 
 def test_a_secret_that_is_not_text_is_refused() -> None:
-    """None, as from an unset variable, is refused: it does not mean that unsigned calls are accepted."""
+    """None, as from an unset variable, is refused and does not mean that unsigned callbacks are accepted."""
     nothing: Any = None
     with pytest.raises(ConfigurationError):
         Webhooks(nothing)
@@ -580,20 +580,20 @@ def test_a_secret_that_is_not_text_is_refused() -> None:
     "options", [{"tolerance": 0}, {"tolerance": -1}, {"tolerance": float("nan")}, {"remember": -1}]
 )
 def test_impossible_settings_are_refused(options: dict[str, Any]) -> None:
-    """An empty window, or one that is not a number, is refused by the constructor."""
+    """The constructor refuses an empty window and one that is not a number."""
     with pytest.raises(ConfigurationError):
         Webhooks(SECRET, **options)
 
 
 def test_no_secret_is_in_the_repr() -> None:
-    """Neither the secret nor the key in it is shown."""
+    """The repr shows neither the secret nor the key in it."""
     shown = repr(reader())
     assert "whsec" not in shown
     assert "testsecret" not in shown
     assert "dGVzd" not in shown
 
 
-# ------------------------------------------------------------------ what functions and frameworks hand over
+# ------------------------------------------------------------------ headers and bodies of frameworks
 
 LAMBDA: dict[str, Any] = {name: [value] for name, value in signed().items()} | {"Host": ["a", "b"], "X": None}
 
@@ -611,7 +611,7 @@ LAMBDA: dict[str, Any] = {name: [value] for name, value in signed().items()} | {
 )
 @pytest.mark.parametrize("body", [BODY, BODY.decode(), bytearray(BODY), memoryview(BODY)], ids=type)
 def test_headers_and_bodies_of_any_framework_are_read(headers: Any, body: Any) -> None:
-    """A signature is verified over text as over bytes, whatever holds the headers."""
+    """A signature is verified for text as for bytes, whatever the type of the headers."""
     call = reader().parse(headers, body)
     assert call.verified
     assert call.task.task_id == LEGACY["task_id"]
@@ -632,14 +632,14 @@ def test_headers_and_bodies_of_any_framework_are_read(headers: Any, body: Any) -
     ],
 )
 def test_unclear_headers_are_refused(headers: Any) -> None:
-    """A header that occurs twice, never, or in another type proves nothing."""
+    """A header that is missing, duplicated or of another type is refused."""
     with pytest.raises(WebhookError):
         reader().parse(headers, BODY)
 
 
 @pytest.mark.parametrize("body", [LEGACY, json.loads(VECTOR_BODY), {"code": 0, "data": LEGACY}, [LEGACY]])
 def test_a_decoded_body_is_read_only_without_secrets(body: Any) -> None:
-    """A signature covers the raw bytes, so a decoded body can be no more than a reason to poll."""
+    """A signature covers the raw bytes, so a decoded body can only trigger a poll."""
     if isinstance(body, list):
         with pytest.raises(WebhookError):
             Webhooks().parse({}, body)
@@ -659,7 +659,7 @@ PAIRS = st.lists(st.tuples(HEADER_NAMES | st.binary() | ODD, VALUES) | ODD, max_
     secrets=st.sampled_from([(), (SECRET,)]),
 )
 def test_any_object_is_a_call_or_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
-    """Whatever a framework hands over raises nothing but `WebhookError`, and proves nothing by itself."""
+    """Any object gives an event or a `WebhookError`, and nothing is verified without a signature."""
     try:
         call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
     except WebhookError:

@@ -1,7 +1,7 @@
 """A local emulator of the image expansion service.
 
 Start it with `async with Emulator()` or `python -m kling_expand.emulator`. It imports nothing from the SDK
-but the check of its extra, so the two share only the documented wire format.
+except the check that its extra is installed, so the two share only the documented wire format.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ require("emulator", "numpy", "PIL", "patchmatch")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the server on first use: the painting processes import this package without it."""
+    """Import the server on first use, because the painting processes import this package without it."""
     if name == "Emulator":
         from .server import Emulator
 

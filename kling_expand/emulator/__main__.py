@@ -68,7 +68,7 @@ async def serve(settings: dict[str, Any]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m kling_expand.emulator") -> int:
-    """Return exit code 0 after a graceful stop, or 2 with one line on stderr if it cannot start."""
+    """Run an emulator. Return 0 after a graceful stop, or 2 with one line on stderr if it cannot start."""
     settings = vars(parser(prog).parse_args(argv))
     try:
         for option in options():

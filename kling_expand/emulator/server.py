@@ -1,4 +1,4 @@
-"""The emulator as a context manager: the HTTP server with everything behind it."""
+"""The emulator as a context manager, which runs an HTTP server and the service behind it."""
 
 import logging
 import random
@@ -90,7 +90,7 @@ class Emulator(Settings):
 
     @asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
-        """Refuse and cut all connections inside the block, while tasks continue.
+        """Cut all connections and refuse new ones inside the block, while tasks continue.
 
         Raises:
             RuntimeError: if the emulator is not running.
@@ -119,7 +119,7 @@ class Emulator(Settings):
 
     @property
     def service(self) -> Service:
-        """The service behind the routes. Before the start it raises RuntimeError."""
+        """The service behind the routes. Before the start, this raises RuntimeError."""
         if self._service is None:
             raise RuntimeError(_NOT_STARTED)
         return self._service
@@ -145,7 +145,7 @@ class Emulator(Settings):
         self.service.advance(seconds)
 
     async def painted(self) -> None:
-        """Wait until no picture is being fetched or painted. After that only the clock ends tasks."""
+        """Wait until no picture is being fetched or painted. After that, tasks end as the clock advances."""
         await self.service.renderer.idle()
 
     def _app(self, service: Service) -> web.Application:
@@ -190,7 +190,7 @@ def _envelope_errors(responses: Responses) -> Middleware:
 
 def _check_engine(name: str) -> None:
     """Raise UnknownEngine for a wrong name."""
-    from .painting.pictures import find_engine  # imported here: the server itself needs no numpy
+    from .painting.pictures import find_engine  # imported here, because the server needs no numpy
 
     find_engine(name)
 

@@ -68,7 +68,7 @@ class Service:
         self.account.expired.clear()
 
     async def create(self, dialect: str, raw: bytes) -> Task:
-        """Return a new task for the body of a create.
+        """Create a task from the body of a create, and return it.
 
         Raises:
             Refusal: if the request is invalid, over a limit of the account, or cannot be stored.
@@ -89,7 +89,7 @@ class Service:
         self.store.put_task(task)
         try:
             await self.store.flush()
-        except sqlite3.Error as error:  # the disk is full, for example: there is no task, and no slot is held
+        except sqlite3.Error as error:  # for example with a full disk: no task is left, and no slot is held
             self.account.withdraw(task)
             self.settle()
             raise Refusal(5000, f"Server internal error: the task cannot be stored: {error}") from None
@@ -173,7 +173,7 @@ class Service:
         return found
 
     async def picture(self, task_id: str, index: int, *, watermark: bool) -> tuple[bytes, str] | None:
-        """Return PNG bytes and the engine's name, or None if there is no such picture at present."""
+        """Return PNG bytes and the engine's name, or None if there is no such picture now."""
         now = self.clock.now()
         self.settle()
         task = self.account.tasks.get(task_id)

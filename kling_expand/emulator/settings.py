@@ -66,12 +66,12 @@ class Settings:
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
     port: int = _option(0, "port to listen on; 0: any free port", fixed=True, parser=_check_port)
     public_url: str = _option(
-        "", "URL of the emulator for clients, such as https://kling.test; empty: the address clients used"
+        "", "URL of the emulator for clients, such as https://kling.test; empty: the address of the request"
     )
     forwarded: bool = _option(
         False, "trust X-Forwarded-Proto and X-Forwarded-Host of a proxy in front of the emulator"
     )
-    access_key: str = _option("emulator-access-key", "the access key, `iss` of a JWT")
+    access_key: str = _option("emulator-access-key", "the access key, which is the `iss` of a JWT")
     secret_key: str = _option(
         "emulator-secret-key-0123456789abcdef", "the secret key that signs a JWT", secret=True
     )
@@ -139,19 +139,19 @@ class Settings:
         fixed=True,  # the control routes need no credentials
     )
     fetch_timeout: float = _option(10.0, "seconds to fetch an image given by URL")
-    webhook_secret: str = _option("", "whsec_... that signs callbacks; empty: unsigned", secret=True)
+    webhook_secret: str = _option("", "secret (whsec_...) that signs callbacks; empty: unsigned", secret=True)
     callback_order: str = _option(
         "sent",
         "sent: each callback when its status begins; shuffled: all callbacks of a task at its end",
         choices=("sent", "shuffled"),
     )
     callback_repeats: int = _option(1, "deliveries of each callback")
-    callback_attempts: int = _option(3, "attempts for each delivery until a 2xx response")
+    callback_attempts: int = _option(3, "attempts at each delivery until a 2xx response")
     callback_backoff: float = _option(1.0, "seconds before the second attempt, doubled for each further one")
 
 
 def options() -> list["Attribute[Any]"]:
-    """Return every field with a help text: all but the clock."""
+    """Return every field with a help text, which is every field except the clock."""
     return [option for option in fields(Settings) if "help" in option.metadata]
 
 

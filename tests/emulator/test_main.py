@@ -32,7 +32,7 @@ def start(path: Path) -> tuple["subprocess.Popen[str]", Emulator]:
 
 
 async def test_sigkill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """After SIGKILL during 40 creates every acknowledged task is found, with its picture."""
+    """After a SIGKILL during 40 creates, every acknowledged task still exists, with its picture."""
     process, emulator = start(tmp_path / "state.db")
     answered: list[str] = []
 
@@ -65,7 +65,7 @@ async def test_sigkill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> No
 
 
 async def test_the_command_line_prints_what_a_shell_needs(tmp_path: Path) -> None:
-    """The process prints its address and credentials, also for a shell, and ends with code 0 on SIGINT."""
+    """The process prints its address, credentials and `export` lines, and ends with code 0 on SIGINT."""
     process, emulator = start(tmp_path / "state.db")
     async with aiohttp.ClientSession() as session:
         assert (await Caller(emulator, session)("GET", EDITING))[0] == 200
@@ -79,7 +79,7 @@ async def test_the_command_line_prints_what_a_shell_needs(tmp_path: Path) -> Non
 
 
 def test_a_failed_start_prints_one_line(tmp_path: Path) -> None:
-    """An unusable address or state file gives one line on stderr and exit code 2."""
+    """An unusable address or state file leads to one line on stderr and exit code 2."""
     (tmp_path / "no.db").write_text(json.dumps({"not": "a database"}) * 100)
     for options in (["--host", "203.0.113.1"], ["--state", str(tmp_path / "no.db")]):
         ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""The examples of the documentation: their requests are accepted, and responses have all fields shown."""
+"""The examples of the documentation: their requests are accepted, and responses have all their fields."""
 
 import base64
 import json
@@ -18,12 +18,12 @@ def sample(name: str) -> Any:
 
 
 def place(name: str) -> str:
-    """Return the path that a sample is sent to."""
+    """Return the path to which a sample is sent."""
     return EDITING if name.startswith("editing") else DIRECTION
 
 
 def missing(shown: Any, found: Any, path: str = "") -> list[str]:
-    """Return the fields of a sample that a response lacks, or has with another type."""
+    """Return the fields of a sample that a response lacks or has with another type."""
     if isinstance(shown, dict) and isinstance(found, dict):
         return [
             lack
@@ -44,7 +44,7 @@ def test_the_samples_are_there() -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_requests_are_accepted_to_the_letter(name: str) -> None:
-    """The recorded bytes are accepted, with the URL of their picture."""
+    """The recorded bytes are accepted unchanged, including the URL of their picture."""
     async with calling(fetch_timeout=0) as call:
         raw = (SAMPLES / name).read_bytes()
         status, body = await call("POST", place(name), data=raw, headers={"Content-Type": "application/json"})
@@ -54,7 +54,7 @@ async def test_requests_are_accepted_to_the_letter(name: str) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_answers_have_every_field_that_is_shown(name: str) -> None:
-    """Create, query and list have every recorded field, in the older format and in the newer."""
+    """The responses to create, query and list have every recorded field, in both formats."""
     image = base64.b64encode(png()).decode()
     marked = {"watermark_info": {"enabled": True}} if name.startswith("editing") else {}
     async with calling(queue_seconds=0, work_seconds=0) as call:

@@ -1,4 +1,4 @@
-"""Starting and stopping the emulator, and what it answers when something fails."""
+"""The start and stop of the emulator, and its responses when something fails."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ AIOHTTP = tuple(int(number) for number in aiohttp.__version__.split(".")[:2])
 
 
 async def test_an_unreachable_emulator_keeps_its_tasks() -> None:
-    """Inside `unreachable` connections are refused and cut; afterwards the same tasks are there."""
+    """Inside `unreachable`, connections are cut and refused. Afterwards, the same tasks exist."""
     async with calling() as call:
         task_id = await call.create()
         async with call.emulator.unreachable():
@@ -28,7 +28,7 @@ async def test_an_unreachable_emulator_keeps_its_tasks() -> None:
 
 
 async def test_a_call_under_way_is_answered_before_the_end() -> None:
-    """A request that runs when the emulator stops still gets its response."""
+    """A request that is in progress when the emulator stops still gets its response."""
     async with aiohttp.ClientSession() as session:
         async with Emulator(engine="flat") as emulator:
             call = Caller(emulator, session)
@@ -49,7 +49,7 @@ HALF_A_BODY = (
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", HALF_A_BODY[:60], HALF_A_BODY])
 @virtual_time
 async def test_a_request_that_is_sent_by_half_is_dropped(sent: bytes) -> None:
-    """Clients that never finish a request do not use up the emulator's connections."""
+    """Clients that never finish their requests do not use up the emulator's connections."""
     async with Emulator(engine="flat") as emulator:
         url = URL(emulator.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -95,7 +95,7 @@ async def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 async def test_unknown_paths_and_methods_get_an_envelope() -> None:
-    """An unknown path gets 1203 and an unknown method 1202, both with status 404."""
+    """An unknown path gets 1203, and an unknown method gets 1202. Both have status 404."""
     async with calling() as call:
         for method, path, code in (
             ("GET", "/v1/nothing", 1203),

@@ -34,13 +34,13 @@ async def test_slots_are_held_from_create_to_end() -> None:
 
 
 async def test_open_tasks_are_limited_too() -> None:
-    """The number of open tasks is limited whatever their slots."""
+    """The number of open tasks is limited, regardless of their slots."""
     async with calling(slots=100, max_open_tasks=2) as call:
         assert [await create_code(call) for _ in range(3)] == [(200, 0), (200, 0), (429, 1303)]
 
 
 async def test_an_external_id_is_accepted_once() -> None:
-    """A used external id is refused with 1201 and not billed; an empty id is no id."""
+    """A used external id is refused with 1201 and not billed. An empty id counts as absent."""
     async with calling(slots=100, queue_seconds=0, work_seconds=0) as call:
         task_id = await call.create(external_task_id="mine")
         call.emulator.advance(3600)
@@ -65,7 +65,7 @@ async def test_external_ids_may_be_any_text() -> None:
 
 
 async def test_a_service_without_uniqueness_bills_twice() -> None:
-    """With `allow_duplicates` a repeated external id is accepted and billed again."""
+    """With `allow_duplicates`, a repeated external id is accepted and billed again."""
     async with calling(allow_duplicates=True, queue_seconds=0, work_seconds=0) as call:
         first = await call.create(external_task_id="x")
         assert await call.create(external_task_id="x") != first
@@ -74,7 +74,7 @@ async def test_a_service_without_uniqueness_bills_twice() -> None:
 
 
 async def test_other_clients_are_served() -> None:
-    """Ints for floats, nulls and omitted fields are accepted in both dialects."""
+    """Both dialects accept integers for floats, nulls and omitted fields."""
     async with calling(slots=100) as call:
         image = order()["image"]
         bodies: list[tuple[str, dict[str, Any]]] = [
@@ -136,7 +136,7 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
 
 
 async def test_a_create_that_cannot_be_stored_holds_nothing(tmp_path: Path) -> None:
-    """With a full disk a create is refused, and neither a task nor a slot is left."""
+    """With a full disk, a create is refused and leaves neither a task nor a used slot."""
     async with calling(state=str(tmp_path / "state.db"), slots=1) as call:
         database = call.emulator.service.store._database
         database.execute("CREATE TRIGGER full BEFORE INSERT ON tasks BEGIN SELECT RAISE(FAIL, 'full'); END")
@@ -150,7 +150,7 @@ async def test_a_create_that_cannot_be_stored_holds_nothing(tmp_path: Path) -> N
 
 
 async def test_a_restart_resumes_painting(tmp_path: Path) -> None:
-    """A task that was being painted at the stop is painted after the next start."""
+    """A task that was being painted when the emulator stopped is painted after the next start."""
     options: dict[str, Any] = {"state": str(tmp_path / "state.db"), "engine": "patchmatch"}
     async with calling(queue_seconds=0, work_seconds=0, **options) as call:
         task_id = await call.create(**NARROW)

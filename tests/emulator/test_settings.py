@@ -6,7 +6,7 @@ from kling_expand.emulator.settings import Settings, change, options
 
 
 def test_settings_change_all_or_none() -> None:
-    """A refused change changes nothing, and an int is accepted for a float."""
+    """A refused change changes no setting, and an integer is accepted for a float."""
     settings = Settings()
     with pytest.raises(ValueError, match="queue_seconds must be a number of at least 0"):
         change(settings, {"slots": 5, "queue_seconds": "1"})
@@ -23,7 +23,7 @@ def test_every_setting_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize("text", ["1", "1,2", "a,b,c", "1,2,3", "nan,0,1", "101,0,1", "0,0,inf"])
 def test_a_wrong_misregistration_is_refused(text: str) -> None:
-    """A misregistration of another form is refused, at the start and while the emulator runs."""
+    """A malformed misregistration is refused, at the start and while the emulator runs."""
     with pytest.raises(ValueError, match=r"misregister must be DX,DY,SCALE"):
         Settings(misregister=text)
     settings = Settings(misregister="0.5,-2,1.01")

@@ -2,7 +2,7 @@
 
 event: tasks      tasks that are new or have changed, among the newest
 event: removed    ids of tasks that are no longer shown
-event: calls      calls that have ended since
+event: calls      calls that have ended
 event: state      time, account, slots and planned faults
 """
 
@@ -17,8 +17,8 @@ from kling_expand.emulator.http.call_log import CallLog
 from kling_expand.emulator.service import Service
 from kling_expand.emulator.state.tasks import Task
 
-MAX_TASKS = 100  # shown, the newest
-MAX_FAULTS = 50  # shown of a script
+MAX_TASKS = 100  # the newest tasks, which are shown
+MAX_FAULTS = 50  # shown of each list
 _HIDDEN = ("seed", "digest", "ready_at", "image_url", "callback_url")
 
 

@@ -26,8 +26,8 @@ from kling_expand.emulator.service import Service
 
 from .feed import Feed
 
-HEARTBEAT = 15.0  # seconds between two updates at most
-MIN_PAUSE = 0.05  # seconds between two updates at least
+HEARTBEAT = 15.0  # longest time between two updates, in seconds
+MIN_PAUSE = 0.05  # shortest time between two updates, in seconds
 _CACHED = {"Cache-Control": "private, max-age=3600, immutable"}  # the pictures of a task never change
 
 
@@ -115,7 +115,7 @@ class Console:
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    """Wait until the event is set, for *seconds* at most."""
+    """Wait until the event is set, for at most *seconds*."""
     waiting = asyncio.ensure_future(changed.wait())
     try:
         await asyncio.wait([waiting], timeout=seconds)

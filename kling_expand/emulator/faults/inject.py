@@ -16,7 +16,7 @@ from kling_expand.emulator.http.envelope import Body, Responses
 from .plan import Fault
 
 _HTML = "<!DOCTYPE html><html><head><title>502</title></head><body><h1>Bad Gateway</h1></body></html>"
-_PIECES = 10  # of a slow body
+_PIECES = 10  # pieces in which a slow body is sent
 _ODD_VALUES: Mapping[str, Any] = {
     "created_at": "a minute ago",
     "updated_at": None,
@@ -35,7 +35,7 @@ _ODD_VALUES: Mapping[str, Any] = {
 
 @frozen
 class FaultyCall:
-    """A call with a fault. `answer` handles the request with its effect and returns the response."""
+    """A call with a fault. `answer` executes the call, including its effect, and returns the response."""
 
     request: web.Request
     body: Body
@@ -84,13 +84,13 @@ async def _late(call: FaultyCall) -> web.StreamResponse:
 
 
 def _reset_connection(request: web.Request) -> web.Response:
-    """Close the connection with a reset instead of an orderly end."""
+    """Close the connection with a reset instead of an orderly shutdown."""
     transport = request.transport
     if transport is not None:
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-    return web.Response()  # a handler must return one; it is never sent
+    return web.Response()  # a handler must return a response, but this one is never sent
 
 
 async def _error(call: FaultyCall) -> web.StreamResponse:

@@ -14,20 +14,20 @@ ROUTES = ("create", "query", "list", "file")
 KINDS: Mapping[str, str] = {
     "ok": "no fault: a placeholder in a script",
     "refused": "the connection is reset before the body is read",
-    "reset": "the body is read, then the connection is reset; the call takes no effect",
+    "reset": "the body is read, then the connection is reset; the call has no effect",
     "reset_after": "the call takes effect, then the connection is reset without a response",
     "late": "the connection is reset at once, and the call takes effect some seconds later",
-    "error": "an error response, and with Retry-After if given",
+    "error": "an error response, with Retry-After if given",
     "error_after": "the call takes effect, but the response is an error with an error code",
-    "html": "an HTML page with status 200; the call takes no effect",
+    "html": "an HTML page with status 200; the call has no effect",
     "html_after": "the call takes effect, but the response is an HTML page with status 200",
     "envelope_200": "an error response, but with status 200",
-    "empty": "an empty body with status 200; the call takes no effect",
-    "truncated_json": "the response ends half way, with a matching Content-Length",
+    "empty": "an empty body with status 200; the call has no effect",
+    "truncated_json": "the response ends halfway, with a matching Content-Length",
     "wrong_length": "the response ends before its Content-Length is reached",
     "odd_types": "the response has unexpected types in informational fields, such as times in words",
-    "slow_headers": "the call takes effect, and the response comes some seconds later",
-    "slow_body": "the headers come at once, the body within some seconds",
+    "slow_headers": "the call takes effect, and the response arrives some seconds later",
+    "slow_body": "the headers arrive at once, and the body within some seconds",
     "expired": "status 403, as for the URL of an expired picture (downloads only)",
     "truncated_picture": "half of the picture, as if it were complete (downloads only)",
 }
@@ -67,7 +67,7 @@ class Fault:
 
 
 class FaultPlan:
-    """The planned faults of each route: a script first, then faults for a time, then probabilities."""
+    """The planned faults of each route: a script first, then timed faults, then probabilities."""
 
     def __init__(self, rng: random.Random, now: Callable[[], float]) -> None:
         self._rng = rng
@@ -100,7 +100,7 @@ class FaultPlan:
         """Apply *fault* to each call of *route* with this probability.
 
         Raises:
-            ValueError: if the route is unknown, the fault does not fit it, or *probability* is not 0 to 1.
+            ValueError: if the route is unknown, the fault does not fit it, or *probability* is out of range.
         """
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must be between 0 and 1, got {probability!r}")

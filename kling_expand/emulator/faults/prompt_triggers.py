@@ -1,4 +1,4 @@
-"""Words in a prompt that trigger failures without any other set-up."""
+"""Words in a prompt that trigger failures without any other setup."""
 
 import re
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ _TRIGGER = re.compile(r"emulate-([a-z0-9-]+)")
 
 
 def refuse_if_triggered(prompt: str) -> None:
-    """Refuse a create if its prompt has such a word.
+    """Refuse a create if a word in its prompt triggers an error code.
 
     Raises:
-        Refusal: if the prompt has such a word. The code is that of the first one.
+        Refusal: if the prompt has such a word. The first one determines the code.
     """
     for name in _TRIGGER.findall(prompt):
         if name.isdecimal() and int(name) in CODES:
@@ -31,5 +31,5 @@ def refuse_if_triggered(prompt: str) -> None:
 
 
 def triggered_failure(prompt: str) -> str:
-    """Return the message of the failure that a prompt triggers, or nothing."""
+    """Return the message of the failure that a prompt triggers, or an empty string."""
     return next((FAILURES[name] for name in _TRIGGER.findall(prompt) if name in FAILURES), "")

@@ -27,7 +27,7 @@ def authenticate(
     token = token.strip()
     if not token and scheme.lower() in {"", "bearer"}:
         raise Refusal(1001)
-    if scheme.lower() != "bearer":  # not documented, but a gateway in front of the service would ignore it
+    if scheme.lower() != "bearer":  # the response to another scheme is not documented
         raise Refusal(1002)
     if hmac.compare_digest(token.encode(errors="replace"), api_key.encode(errors="replace")):
         return
@@ -36,7 +36,7 @@ def authenticate(
     _check_claims(_claims(token, secret_key), access_key, now)
 
 
-@lru_cache(maxsize=64)  # clients send one token for about 30 minutes
+@lru_cache(maxsize=64)  # a client uses one token for about 30 minutes
 def _claims(token: str, secret_key: str) -> Mapping[str, Any]:
     dots = token.count(".")
     if dots != 2:

@@ -1,6 +1,7 @@
-"""A log of the last API calls with both bodies, for the console.
+"""A log of the latest API calls, with the bodies of requests and responses, for the console.
 
-It is bounded in calls per route and bytes per body. Pictures are removed and credentials are masked.
+The calls of each route and the bytes of each body are limited. Pictures are removed, and credentials are
+masked.
 """
 
 import json
@@ -17,7 +18,7 @@ from kling_expand.emulator.faults.plan import ROUTES, Fault
 from kling_expand.emulator.state.change_signal import ChangeSignal
 from kling_expand.emulator.state.tasks import TASK_ID_PATTERN
 
-MAX_CALLS = 100  # of each route
+MAX_CALLS = 100  # calls of each route
 MAX_BODY = 8192  # bytes
 _IMAGE_FIELD = re.compile(rb'"image"\s*:\s*"')
 _IMAGE_START = 24  # characters of an image that are kept: a JPEG and a PNG differ in them
@@ -26,7 +27,7 @@ _ID_IN_BODY = re.compile(rb'"(?:task_)?id": "([^"]+)"')
 
 @frozen
 class LoggedCall:
-    """A request and its response. `status` is None for a cut connection, `started_at` is Unix seconds."""
+    """A request and its response. `status` is None if the connection was cut. `started_at` is Unix time."""
 
     number: int
     route: str
@@ -60,7 +61,7 @@ class LoggedCall:
 
 
 class CallLog:
-    """The latest calls, numbered in the order of their ends."""
+    """The latest calls, numbered in the order in which they ended."""
 
     def __init__(self, changes: ChangeSignal) -> None:
         self._changes = changes
@@ -101,7 +102,7 @@ class CallLog:
         self._changes.notify()
 
     def since(self, number: int) -> list[LoggedCall]:
-        """Return the calls with higher numbers, in order."""
+        """Return the calls with numbers above *number*, in order."""
         return sorted((call for call in self._all() if call.number > number), key=lambda call: call.number)
 
     def get(self, number: int) -> LoggedCall | None:
@@ -128,7 +129,7 @@ def shortened(body: bytes) -> bytes:
 
 
 def _task_id(route: str, request: web.Request, body: bytes) -> str:
-    """Return the task id in the response, else the one in the path, else nothing."""
+    """Return the task id in the response, else the one in the path, else an empty string."""
     in_body = _ID_IN_BODY.search(body) if route != "list" else None
     if in_body:
         return in_body[1].decode(errors="replace")

@@ -1,7 +1,7 @@
 """The documented error codes, and the exception that carries one.
 
-Source: the error-code page of the service's documentation. Messages seen on the live service are used where
-they are raised.
+Source: the error-code page of the service's documentation. Where the live service sends another message, the
+code that raises the error passes that message.
 """
 
 from collections.abc import Mapping

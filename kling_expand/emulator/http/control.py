@@ -1,4 +1,4 @@
-"""The control routes, which control an emulator from another process. The real service has none.
+"""The control routes, through which another process controls an emulator. The real service has none.
 
 They accept and return JSON and need no credentials:
 

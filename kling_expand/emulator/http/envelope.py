@@ -13,7 +13,7 @@ from attrs import frozen
 from .codes import Refusal
 
 REQUEST_TIMEOUT = 30.0  # seconds for the headers of a request, and as many for its body
-_DRAINED = 4  # times the limit that is still read: a client that is still sending cannot read the response
+_DRAINED = 4  # multiple of the limit up to which a body is read: while a client sends, it reads no response
 
 
 class Body:
@@ -25,7 +25,7 @@ class Body:
         self._data: bytes | None = None
 
     async def read(self) -> bytes:
-        """Return the whole body. It may be called again.
+        """Return the whole body. A repeated call returns it again.
 
         Raises:
             Refusal: if the body is too long or incomplete (code 1200).
@@ -43,7 +43,7 @@ class Body:
 
     @property
     def received(self) -> bytes:
-        """The body if it was read, or nothing."""
+        """The body if it was read, otherwise empty bytes."""
         return self._data or b""
 
     async def _receive(self) -> bytes:
@@ -62,7 +62,7 @@ class Body:
 
 @frozen
 class Responses:
-    """A factory of responses. `rng` draws the request ids, `refusals` counts error responses by code."""
+    """A factory of responses. `rng` draws the request ids, and `refusals` counts the errors by code."""
 
     rng: random.Random
     refusals: Counter[int]
@@ -74,7 +74,7 @@ class Responses:
         )
 
     def refusal(self, refusal: Refusal) -> web.Response:
-        """Return an error response. It has no `data`, because some clients take that field for success."""
+        """Return an error response. It has no `data`, which some clients would take as a sign of success."""
         self.refusals[refusal.code] += 1
         body = {"code": refusal.code, "message": refusal.message, "request_id": self._request_id()}
         response = self._json(refusal.status, body)

@@ -30,7 +30,7 @@ _FILE_NAME = re.compile(r"([0-8])(-watermark)?\.png")
 
 @frozen
 class Handlers:
-    """The handlers. Each request is counted and logged, and may get a planned fault."""
+    """The handlers of the routes. Each request is counted and logged, and may get a planned fault."""
 
     service: Service
     responses: Responses
@@ -93,7 +93,7 @@ class Handlers:
             return self.responses.refusal(refusal)
 
     async def health(self, _: web.Request) -> web.Response:
-        """Report that the emulator is ready, without credentials or counting, for containers and scripts."""
+        """Report that the emulator is ready. This needs no credentials and is not counted."""
         return web.json_response({"status": "ok", "open_tasks": self.service.account.open_tasks})
 
     async def create(self, dialect: str, request: web.Request, body: Body) -> web.Response:
@@ -157,7 +157,7 @@ class Handlers:
 
 
 def _ranged(request: web.Request, data: bytes) -> web.Response:
-    """Return 200, or 206 or 416 for a single range. HTTP lets a server ignore any other range."""
+    """Return a 200 response, or 206 or 416 for a single range. Any other range may be ignored."""
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{zlib.crc32(data):08x}-{len(data)}"'}
     wanted = slice(None)
     if request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:

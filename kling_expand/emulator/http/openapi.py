@@ -175,7 +175,7 @@ _REQUESTS: dict[str, Schema] = {
             "maximum": 3,
             "default": 1.5,
             "description": "New length / old length on each named axis, split evenly over its named sides; "
-            "the limits of the four ratios hold too",
+            "the limits of the four ratios also apply",
         },
     },
 }

@@ -10,7 +10,7 @@ from .codes import Refusal
 
 
 class RateLimit:
-    """A limit of `rate_limit` requests in `rate_limit_window` seconds. Refused ones are not counted."""
+    """A limit of `rate_limit` requests in `rate_limit_window` seconds. Refused requests do not count."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,9 +1,9 @@
 """Protection of the emulator from web pages of other sites.
 
 A page on another site can send requests to 127.0.0.1 through the user's browser. With DNS rebinding it can
-even read the responses. `Origin` and `Sec-Fetch-Site` reveal the first, `Host` the second. The routes of the
-service require credentials instead. But the default credentials are public, so with them `Host` is checked
-there too.
+even read the responses. `Origin` and `Sec-Fetch-Site` reveal the former, and `Host` reveals the latter. The
+routes of the service are protected by credentials. The default credentials are public, so with them `Host` is
+checked there too.
 """
 
 import ipaddress
@@ -32,7 +32,7 @@ _HEADERS = {
 
 
 def same_origin_only(settings: Settings) -> Middleware:
-    """Return a middleware that answers foreign requests with 403."""
+    """Return a middleware that refuses requests from other sites with 403."""
     local = is_loopback(settings.host)
 
     @web.middleware
@@ -86,7 +86,7 @@ def _foreign_name(request: web.Request, settings: Settings) -> str:
     public = URL(settings.public_url).host if settings.public_url else None
     if settings.forwarded or name in {*_local_names(settings), public}:
         return ""
-    return f"with the emulator's default credentials Host must be a name of this machine, got {given!r}"
+    return f"with the emulator's default credentials, Host must be a name of this machine, got {given!r}"
 
 
 def _wrong_host(request: web.Request, settings: Settings) -> str:
@@ -107,7 +107,7 @@ def _wrong_host(request: web.Request, settings: Settings) -> str:
 
 
 def _wrong_origin(request: web.Request, settings: Settings) -> str:
-    """Return an objection if the browser names another origin. Other programs send no such header."""
+    """Return an objection if a browser names another origin. Other programs send no such headers."""
     site = request.headers.get("Sec-Fetch-Site", "none")
     navigates = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"
     if site not in {"none", "same-origin"} and not navigates:

@@ -22,7 +22,7 @@ class TaskJson:
     origin: str
 
     def created(self, task: Task, now: float) -> dict[str, Any]:
-        """Return `data` of a create."""
+        """Return the `data` of a response to a create."""
         if self.settings.task_format == "outputs":
             return self._outputs_form(task, now)
         return {
@@ -34,7 +34,7 @@ class TaskJson:
         }
 
     def queried(self, task: Task, now: float) -> dict[str, Any] | list[dict[str, Any]]:
-        """Return `data` of a query."""
+        """Return the `data` of a response to a query."""
         view = self.task(task, now)
         return [view] if self.settings.task_format == "array" else view
 

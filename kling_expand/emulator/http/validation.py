@@ -1,6 +1,6 @@
 """Validation of requests: from the bytes of a body to one `CreateRequest`, or the documented refusal.
 
-Source of the rules: the request tables of the two API documents. Existing clients send null for optional
+The rules come from the request tables of the two API documents. Existing clients send null for optional
 fields and ints for floats, so both are accepted. Unknown fields are ignored.
 """
 
@@ -36,7 +36,7 @@ _SIDE_NAMES = {"top": "up", "bottom": "down", "left": "left", "right": "right"}
 
 @frozen
 class CreateRequest:
-    """A valid create: `image` is raw Base64 or an http(s) URL, `ratios` are (up, down, left, right)."""
+    """A valid create. `image` is raw Base64 or an http(s) URL, and `ratios` are (up, down, left, right)."""
 
     image: str = field(repr=False)
     ratios: Ratios
@@ -237,7 +237,7 @@ def _check_url(name: str, url: str) -> None:
 
 
 def _number(body: Mapping[str, Any], name: str, *, default: float | None) -> float:
-    """Return a finite number. Null counts as absent, which is refused without a default."""
+    """Return a finite number. Null counts as absent, and is refused if there is no default."""
     value = body.get(name)
     value = default if value is None else value
     if value is None:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 Ratios = tuple[float, float, float, float]  # up, down, left, right, in sides of the original
 
-TIER = 1664 * 832  # pixels of a result, about
+TIER = 1664 * 832  # approximate number of pixels of a result
 MAX_SIDE = 4096  # pixels
 _STEP = 32  # pixels
 _NEAR_TIER = (0.8, 1.25)  # multiples of 32 are preferred within these factors of TIER
@@ -19,7 +19,7 @@ _NEAR_TIER = (0.8, 1.25)  # multiples of 32 are preferred within these factors o
 
 @frozen
 class Canvas:
-    """Width and height in pixels, and the box of the original in it: (left, top, right, bottom)."""
+    """The width and height in pixels, and the box of the original: (left, top, right, bottom)."""
 
     width: int
     height: int
@@ -29,7 +29,7 @@ class Canvas:
 def fit_canvas(width: int, height: int, ratios: Ratios) -> Canvas:
     """Return the canvas of an original of *width* x *height* pixels, expanded by *ratios*.
 
-    It does not check the service's limits.
+    The service's limits are not checked.
 
     Raises:
         ValueError: if a side is below one pixel, or a ratio is negative or not finite.
@@ -66,7 +66,7 @@ def _multiples_of_step(aspect: float) -> Iterator[tuple[int, int]]:
 
 
 def _nearest(aspect: float) -> tuple[int, int]:
-    """Return the size nearest to the tier. The short side is rounded first, so the long one is off by 0.5."""
+    """Return the size nearest to the tier. The long side is off by half a pixel at most."""
     stretch = max(aspect, 1 / aspect)
     short = max(1, min(round(math.sqrt(TIER / stretch)), int(MAX_SIDE / stretch)))
     long = min(MAX_SIDE, round(short * stretch))

@@ -1,4 +1,4 @@
-"""The protocol of painting engines, and the flat engine for load tests.
+"""The interface of painting engines, and the flat engine for load tests.
 
 An engine receives the original scaled to its box and returns a whole picture. It does not handle files or
 formats. The caller pastes the original over the box, so the pixels painted there do not matter.

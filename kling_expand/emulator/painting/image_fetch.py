@@ -1,8 +1,8 @@
 """Downloads of images given by URL: over http(s), within limits, from public addresses.
 
-An address is checked when its socket is created. So neither its notation in a URL (decimal, octal, IPv4
-within IPv6) nor a name that resolves differently at its second lookup matters. As on the real service, a
-failed download fails the task later.
+An address is checked when its socket is created. So it does not matter how a URL writes the address (decimal,
+octal, IPv4 within IPv6), or whether a name resolves differently at its second lookup. As on the real service,
+a failed download fails the task and not the create.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from yarl import URL
 from kling_expand.emulator.http.validation import MAX_IMAGE_BYTES
 
 MAX_REDIRECTS = 5
-_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is assigned to the internet
-_EMBEDDING = [ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")]  # end in an IPv4 address
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all addresses of the public internet
+_EMBEDDING = [ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("64:ff9b::/96")]  # with an IPv4 address
 
 
 class FetchError(Exception):
@@ -27,7 +27,7 @@ class FetchError(Exception):
 
 
 def is_public(host: str) -> bool:
-    """Return whether an address is public. A name is accepted: `public_connector` checks its addresses."""
+    """Return whether *host* is public. A name counts as public: `public_connector` checks its addresses."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -72,8 +72,8 @@ def check_url(url: URL, *, allow_private: bool) -> None:
         raise FetchError(f"{url.host} is not a public address")
 
 
-async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # noqa: ASYNC109 - one budget for all redirects
-    """Return the content of a URL, at most slightly more than MAX_IMAGE_BYTES.
+async def fetch(url: str, *, timeout: float, allow_private: bool) -> bytes:  # noqa: ASYNC109 - one limit for all redirects
+    """Return the content of a URL, truncated slightly above MAX_IMAGE_BYTES.
 
     Raises:
         FetchError: if it cannot be downloaded within *timeout* seconds.

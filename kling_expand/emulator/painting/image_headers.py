@@ -1,6 +1,6 @@
 """Format and size of PNG and JPEG files, read without decoding a pixel.
 
-Memory is not allocated according to a header, so a small file that claims a billion pixels costs nothing.
+No memory is allocated for the size in a header, so a small file that claims a billion pixels costs nothing.
 """
 
 import struct
@@ -13,7 +13,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 # Start of frame (ITU T.81, table B.1): C0 to CF except DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # without a length: RST0 to RST7 and TEM
+_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers without a length: RST0 to RST7 and TEM
 _SCAN = 0xDA
 _END = b"\xff\xd9"
 

@@ -1,8 +1,8 @@
 """The PatchMatch engine, which continues a picture with pieces of itself.
 
-The search runs on a small canvas, and the result is scaled up and matched to the original. Every pixel has a
-guide: its position in units of the original's sides, mirrored a little way inside for pixels outside. So sky
-stays at the top, ground at the bottom, and a face in the middle is not repeated.
+The search runs on a small canvas. Its result is scaled up and matched to the original. Every pixel has a
+guide, which is its position in units of the original's sides. Positions outside are mirrored a little way
+into the original. So sky stays at the top, ground at the bottom, and a face in the middle is not repeated.
 """
 
 import math
@@ -17,18 +17,18 @@ from .canvas import Canvas
 from .seams import Floats, Pixels, distance, match_colors, restore_detail, smooth_seam
 
 _LONG_SIDE = 480  # pixels of the small canvas; more would cost time and add no visible detail
-_HOLE = 60_000  # new pixels of the small canvas; each costs about 25 µs
-_MIRRORED = 0.15  # depth that guides of outside pixels reach, in the original's sides
-_X_WEIGHT = 0.2  # of x against y: pixels beside are a better source than pixels above or below
-_NOISE_Y = 0.04  # of the guide outside, in the original's sides: up must stay up
-_NOISE_X = 0.08  # sideways may vary more
+_HOLE = 60_000  # most new pixels of the small canvas; each costs about 25 µs
+_MIRRORED = 0.15  # depth to which positions outside are mirrored, in the original's sides
+_X_WEIGHT = 0.2  # weight of x relative to y: pixels beside are a better source than those above or below
+_NOISE_Y = 0.04  # vertical noise of the guide outside, in the original's sides: sky must stay at the top
+_NOISE_X = 0.08  # horizontal noise, which may be larger
 _GUIDE_WEIGHT = 0.05
 _PATCH_SIZE = 3
 _SEED_LOCK = threading.Lock()  # the library has one seed for the whole process
 
 
 def paint_patches(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.Image:
-    """Continue the original beyond its box, in a few seconds at most for any size."""
+    """Continue the original beyond its box, in at most a few seconds for any size."""
     small, scale_x, scale_y = shrink(canvas)
     left, top, right, bottom = small.box
     pixels = np.zeros((small.height, small.width, 3), np.uint8)
@@ -62,7 +62,7 @@ def shrink(canvas: Canvas) -> tuple[Canvas, float, float]:
 def guide(canvas: Canvas, seed: int) -> Floats:
     """Return the guide (y, x, unused) of each pixel, in units of the original's sides, with noise outside.
 
-    Without noise whole rows and columns would match one line of the original and show it as streaks.
+    Without noise, whole rows and columns would match one line of the original and repeat it as streaks.
     """
     left, top, right, bottom = canvas.box
     y = _fold((np.arange(canvas.height) - top + 0.5) / (bottom - top), _MIRRORED)[:, None]
@@ -85,7 +85,7 @@ def _fold(at: NDArray[np.floating[Any]], depth: float) -> Floats:
 
 
 def _waves(size: tuple[int, int], length: float, rng: np.random.Generator) -> Floats:
-    """Return a smooth random surface: mean 0, deviation about 1, one wave in about *length* pixels."""
+    """Return a smooth random surface with mean 0, deviation about 1, and waves of about *length* pixels."""
     knots = rng.standard_normal([int(side / length) + 3 for side in reversed(size)], dtype=np.float32)
     return np.asarray(Image.fromarray(knots).resize(size, Image.Resampling.BICUBIC))
 

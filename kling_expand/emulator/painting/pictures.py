@@ -23,7 +23,7 @@ from .engine import Engine, UnknownEngine, paint_flat
 from .image_headers import PictureError, inspect
 from .patchmatch import paint_patches
 
-MAX_PIXELS = 50_000_000  # of an input: about 200 MB decoded
+MAX_PIXELS = 50_000_000  # limit on an input, which takes about 200 MB when decoded
 _ENGINES: dict[str, Engine] = {"patchmatch": paint_patches, FLAT_ENGINE: paint_flat}
 # Pillow raises OSError and SyntaxError for broken files; its parsers let the others through.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -40,7 +40,7 @@ class Picture:
 
 
 def find_engine(name: str) -> Engine:
-    """Return the engine of a name: patchmatch, or flat.
+    """Return the engine called *name*: patchmatch or flat.
 
     Raises:
         UnknownEngine: if there is no such engine.
@@ -106,10 +106,10 @@ def decode(image: bytes) -> Image.Image:
     if header.width * header.height > MAX_PIXELS:
         raise PictureError(f"{header.width}x{header.height} is more than {MAX_PIXELS} pixels")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd files that it can read
+        warnings.simplefilter("ignore")  # Pillow warns about odd files that it can read
         try:
             with Image.open(io.BytesIO(image), formats=("PNG", "JPEG")) as opened:
-                if opened.size != (header.width, header.height):  # the size whose pixels were counted
+                if opened.size != (header.width, header.height):  # the limit was checked for this size
                     raise PictureError(f"a second header says {opened.width}x{opened.height} pixels")
                 opened.load()
                 profile = opened.info.get("icc_profile") or b""

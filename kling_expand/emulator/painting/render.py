@@ -21,11 +21,11 @@ from .worker import Painted, WorkerLost
 from .worker_pool import PictureKey, WorkerPool
 
 _log = logging.getLogger(__name__)
-INTERNAL = "Internal generation error"  # the text of a failed task on the live service
+INTERNAL = "Internal generation error"  # the message of a failed task on the live service
 
 
 class Renderer:
-    """The renderer of any number of tasks at once, in the background."""
+    """A renderer of any number of tasks at once, in the background."""
 
     def __init__(self, settings: Settings, store: Store, clock: Clock, account: Account) -> None:
         self._settings = settings
@@ -36,12 +36,12 @@ class Renderer:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, task: Task) -> None:
-        """Start with a task that is not ready."""
+        """Start to render a task that is not ready."""
         self._running[task.task_id] = running = asyncio.ensure_future(self._render(task))
         running.add_done_callback(lambda _: self._running.pop(task.task_id))
 
     async def _render(self, task: Task) -> None:
-        """Paint the pictures and record the end. The next query waits until it is on disk."""
+        """Paint the pictures and record the end. The next query waits until the record is on disk."""
         failure = ""
         try:
             if not task.digest:
@@ -56,7 +56,7 @@ class Renderer:
             failure = f"Failed to fetch the image: {error}"
         except Refusal as refusal:
             failure = refusal.message
-        except Exception:  # noqa: BLE001 - such as no free file descriptor: the task has to end all the same
+        except Exception:  # noqa: BLE001 - for example, no free file descriptor: the task must still end
             _log.exception("task %s could not be painted", task.task_id)
             failure = INTERNAL
         done = task.painted(self._clock.now(), failure)

@@ -13,16 +13,16 @@ from .canvas import Canvas
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-_FADE = 0.15  # distance over which the color correction fades, in the original's shorter side
+_FADE = 0.15  # distance over which the color correction fades, relative to the original's shorter side
 _MAX_BEND = 12  # levels
 _DETAIL = 16  # pixels from the seam over which full detail is restored
 _SIMILAR = 16  # levels by which similar colors may differ
 
 
 def match_colors(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Shift the painted colors to match the original at the seam, less and less outwards.
+    """Shift the painted colors to match the original at the seam, and less and less farther out.
 
-    Both the step and the change of slope are removed: a sky that darkens upwards must continue to darken.
+    Both the step and the change of slope are removed, so that a sky that darkens upwards continues to darken.
     """
     left, top, right, bottom = canvas.box
     around = _around(canvas)
@@ -36,7 +36,7 @@ def match_colors(painted: Pixels, canvas: Canvas) -> Pixels:
 
 
 def smooth_seam(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Average each row along the seam from its neighbors: the search leaves some darker than both."""
+    """Replace each row along the seam by the mean of its neighbors, because the search leaves dark rows."""
     left, top, right, bottom = canvas.box
     smoothed = painted.astype(np.uint16)
     columns, rows_as_columns = smoothed[:, left:right], smoothed.transpose(1, 0, 2)[:, top:bottom]
@@ -76,7 +76,7 @@ def _bytes(levels: NDArray[np.floating[Any]]) -> Pixels:
 
 
 def _breaks(painted: Floats, canvas: Canvas) -> tuple[Floats, Floats]:
-    """Return arrays of the box's size whose borders hold the steps in color and in its slope outwards."""
+    """Return the steps in color, and in its outward slope, as the borders of two arrays of the box's size."""
     left, top, right, bottom = canvas.box
     steps, slopes = (np.zeros((bottom - top, right - left, 3), np.float32) for _ in range(2))
     columns, rows = painted[:, left:right], painted[top:bottom].transpose(1, 0, 2)
@@ -92,7 +92,7 @@ def _breaks(painted: Floats, canvas: Canvas) -> tuple[Floats, Floats]:
 
 
 def _break(outer: Floats, inner: Floats) -> tuple[Floats, Floats]:
-    """Return step and change of slope between two stacks of rows, both counted away from the seam."""
+    """Return the step and the change of slope between two stacks of rows, both counted from the seam."""
     step = _smooth(inner[:3].mean(axis=0) - outer[:3].mean(axis=0), 20)
     depth = min(max(1, len(inner) // 20), len(inner) // 2, len(outer) // 2)
     if depth == 0:  # a single row has no slope
@@ -103,7 +103,7 @@ def _break(outer: Floats, inner: Floats) -> tuple[Floats, Floats]:
 
 
 def _smooth(line: Floats, share: int) -> Floats:
-    """Return the triangular mean over 1/*share* of the line, with its ends repeated."""
+    """Return a line smoothed by a triangular mean over 1/*share* of its length, with its ends repeated."""
     half = max(1, len(line) // (2 * share))
     weights = np.bartlett(2 * half + 3)[1:-1]
     padded = np.pad(line, ((half, half), (0, 0)), mode="edge")

@@ -14,7 +14,7 @@ from typing import IO, Any, Required, TypedDict, Unpack
 from .canvas import Ratios
 from .image_headers import PictureError
 
-Painted = tuple[bytes, bytes | None]  # a picture, and its watermarked copy if one was asked for
+Painted = tuple[bytes, bytes | None]  # a picture, and its watermarked copy if requested
 _START = "import sys; sys.path[:] = {path!r}; from kling_expand.emulator.painting.worker import main; main()"
 
 
@@ -32,7 +32,7 @@ class WorkerLost(Exception):
 
 
 class Worker:
-    """One process. `outpaint` blocks its thread, and `close` may be called from another thread."""
+    """A worker process. `outpaint` blocks the calling thread, and another thread may call `close`."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own code
@@ -44,7 +44,7 @@ class Worker:
         self._busy = False
 
     def outpaint(self, image: bytes, ratios: Ratios, **options: Unpack[PaintingOptions]) -> Painted:
-        """Return PNG bytes.
+        """Return the picture that `pictures.outpaint` paints.
 
         Raises:
             PictureError: if the image cannot be painted.
@@ -63,11 +63,11 @@ class Worker:
         return parts[0], parts[1] if len(parts) > 1 else None
 
     def close(self) -> None:
-        """End the process: kill it if it is painting, or else close its pipe."""
+        """End the process. Kill it if it is painting, otherwise close its pipe."""
         if self._busy:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # the flush fails when the process is dead
+            with suppress(OSError):  # the flush fails if the process is dead
                 pipe.close() if pipe else None
         self._process.wait()
 
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def serve(requests: IO[bytes], responses: IO[bytes]) -> None:
-    """Paint each requested picture. An exception becomes a response, so it fails one task only."""
+    """Paint each requested picture. An exception becomes a response, so it fails only one task."""
     from .pictures import outpaint
 
     with suppress(EOFError):

@@ -1,6 +1,6 @@
 """A pool of worker processes with a cache of painted pictures.
 
-A picture depends only on its key, so a picture that was dropped from the cache is painted again.
+A picture depends only on its key, so a picture that was dropped from the cache can be painted again.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class WorkerPool:
 
         Raises:
             PictureError: if it cannot be painted.
-            WorkerLost: if two processes in a row have ended before they responded.
+            WorkerLost: if two processes in a row end before they respond.
         """
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -74,7 +74,7 @@ class WorkerPool:
             return _paint_in_process(key, image)
         try:
             return self._paint_in_worker(key, image)
-        except WorkerLost:  # for example killed for lack of memory: try again in a new process
+        except WorkerLost:  # for example, killed when memory ran out: retry in a new process
             if self._closing:
                 raise
             return self._paint_in_worker(key, image)
@@ -110,7 +110,7 @@ class WorkerPool:
         self._threads.shutdown()
 
 
-@lru_cache(maxsize=32)  # shared by all emulators of the process, as tests start many with equal photos
+@lru_cache(maxsize=32)  # shared by all emulators of the process, because tests start many with equal photos
 def _paint_in_process(key: PictureKey, image: bytes) -> Painted:
     from .pictures import outpaint
 

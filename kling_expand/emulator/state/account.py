@@ -27,7 +27,7 @@ class Account:
     callbacks: Counter[str] = field(factory=Counter)  # "delivered", "undelivered"
     accepted: Counter[str] = field(factory=Counter)  # accepted creates, by external_task_id
     images_billed: int = 0
-    expired: list[tuple[str, str]] = field(factory=list)  # dropped ids, each with an image or ""
+    expired: list[tuple[str, str]] = field(factory=list)  # dropped task ids, each with an image digest or ""
     used_slots: int = 0
     peak_slots: int = 0
     _by_external_id: dict[str, str] = field(factory=dict)

@@ -12,13 +12,13 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Start a coroutine. The event loop reports an exception that it raises."""
+        """Start a coroutine. If it raises an exception, the event loop reports the exception."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
-        """Cancel all and wait until they have ended."""
+        """Cancel all coroutines and wait until they have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,6 +1,6 @@
 """Callbacks: one signed POST to a task's `callback_url` for each of its statuses.
 
-Like images, private addresses are used only with `allow_private`. No redirect is followed. The signature
+As for images, private addresses are used only with `allow_private`. No redirect is followed. The signature
 follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
 """
 
@@ -39,7 +39,7 @@ class Message:
 
 
 class Callbacks:
-    """The sender of callbacks. `aclose` drops those that are not delivered yet."""
+    """The sender of callbacks. `aclose` drops callbacks that are not delivered yet."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -64,7 +64,7 @@ class Callbacks:
         await self._send(messages)
 
     async def _messages(self, task: Task) -> AsyncIterator[Message]:
-        """Yield the message of each status when it begins. A status without a duration has none."""
+        """Yield the message of each status when the status begins. A status without duration has none."""
         clock = self._service.clock
         if task.starts_at > task.created_at:
             yield self._message(task, task.created_at)
@@ -115,7 +115,7 @@ class Callbacks:
             ) as response:
                 return 200 <= response.status < 300
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, FetchError) as error:
-            _log.warning("no callback to %s: %s", message.url.partition("?")[0], error)
+            _log.warning("a callback to %s failed: %s", message.url.partition("?")[0], error)
             return False
 
     async def aclose(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 
 class ChangeSignal:
-    """An event that is replaced at each change. Take `next`, read the state, then wait for `next`."""
+    """An event that is replaced at each change. Take `next`, read the state, then wait for that event."""
 
     def __init__(self) -> None:
         self.next: asyncio.Event = asyncio.Event()

@@ -26,7 +26,7 @@ class Clock:
         """Move the clock forward and wake everything that waits in `sleep_until`.
 
         Raises:
-            ValueError: if *seconds* is negative or not finite. Otherwise ended tasks could become open again.
+            ValueError: if *seconds* is not finite, or negative, which could make ended tasks open again.
         """
         if not 0 <= seconds < float("inf"):
             raise ValueError(f"seconds must be a finite number of at least 0, got {seconds}")

@@ -30,7 +30,7 @@ class Store:
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         try:
             self._prepare()
-        except sqlite3.Error as error:  # also where the file is no database
+        except sqlite3.Error as error:  # also if the file is not a database
             self._database.close()
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
@@ -42,7 +42,7 @@ class Store:
     def _prepare(self) -> None:
         """Lock the file while it is open, and create its tables."""
         self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._database.execute("PRAGMA auto_vacuum = FULL")  # of a new file
+        self._database.execute("PRAGMA auto_vacuum = FULL")  # applies to a new file
         self._database.execute("PRAGMA journal_mode = WAL" if self._durable else "PRAGMA journal_mode = OFF")
         self._database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         self._database.executescript(f"BEGIN IMMEDIATE; {_TABLES} COMMIT;")
@@ -60,7 +60,7 @@ class Store:
             self._write("DELETE FROM images WHERE digest = ?", digest)
 
     def number(self, name: str) -> float:
-        """Return a number by its name, or 0."""
+        """Return the number that is stored under a name, or 0."""
         row = self._database.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
         return float(row[0]) if row else 0.0
 
@@ -138,6 +138,6 @@ class Store:
         try:
             await self.flush()
         except sqlite3.Error as error:
-            _log.warning("the last changes of the state could not be written: %s", error)
+            _log.warning("the last changes could not be written to the state file: %s", error)
         self._thread.shutdown()
         self._database.close()

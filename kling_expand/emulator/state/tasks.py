@@ -18,7 +18,7 @@ TASK_ID_PATTERN = "[0-9]{18}|[A-Za-z0-9_-]{22}"
 
 @frozen
 class Task:
-    """A task of either dialect. Times are Unix seconds, `digest` identifies the uploaded image."""
+    """A task of either dialect. Times are in Unix seconds, and `digest` identifies the uploaded image."""
 
     task_id: str
     external_task_id: str
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def ended_at(self) -> float | None:
-        """The time at which it succeeds or fails, or None while it is being painted."""
+        """The time at which the task succeeds or fails, or None while it is being painted."""
         return None if self.ready_at is None else max(self.due_at, self.ready_at)
 
     def status_at(self, now: float) -> str:

@@ -1,4 +1,4 @@
-"""The console in Chromium: by pointer, by keyboard, in both colour schemes and on a small screen."""
+"""The console in Chromium: by pointer, by keyboard, in both color schemes and on a small screen."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """Yield one Chromium for all tests."""
+    """Yield a Chromium that all tests share."""
     async with chromium() as started:
         yield started
 
@@ -67,7 +67,7 @@ async def test_a_photo_is_expanded(browser: Browser) -> None:
 
 
 async def natural_size(visit: Visit, selector: str) -> Any:
-    """Return width and height of a loaded picture."""
+    """Return the width and height of a loaded picture."""
     return await visit.page.eval_on_selector(
         selector,
         "async (image) => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }",
@@ -81,7 +81,7 @@ async def finished(visit: Visit) -> None:
 
 
 async def test_the_slider_divides_before_from_after(browser: Browser) -> None:
-    """The original keeps its position in the result, and the slider works by key and pointer."""
+    """The original keeps its position in the result, and the slider works by keyboard and pointer."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -105,7 +105,7 @@ async def test_the_slider_divides_before_from_after(browser: Browser) -> None:
 
 
 async def clip(visit: Visit) -> str:
-    """Return how the upper picture is clipped."""
+    """Return the clipping of the upper picture."""
     return str(await visit.page.eval_on_selector(".after", "(image) => getComputedStyle(image).clipPath"))
 
 
@@ -137,7 +137,7 @@ async def pixels_per_photo(visit: Visit) -> float:
 
 
 async def test_the_area_ends_at_three(browser: Browser) -> None:
-    """Neither dragging nor typing gives an area above 3."""
+    """Neither dragging nor typing leads to an area above 3."""
     async with visiting(browser) as visit:
         page = visit.page
         await visit.choose()
@@ -160,7 +160,7 @@ async def test_the_area_ends_at_three(browser: Browser) -> None:
 
 
 def containing(text: str) -> re.Pattern[str]:
-    """Return a pattern for an attribute that contains a text."""
+    """Return a pattern that matches every text that contains this one."""
     return re.compile(re.escape(text))
 
 
@@ -195,7 +195,7 @@ async def test_one_side_ends_at_two(browser: Browser) -> None:
 async def test_arrows_move_an_edge_where_they_point(
     browser: Browser, side: str, outwards: str, inwards: str, more: str
 ) -> None:
-    """Each edge follows its arrow keys in small and large steps, and describes its position."""
+    """Each edge follows the arrow keys in small and large steps, and describes its position."""
     async with visiting(browser) as visit:
         await visit.choose()
         edge = visit.edge(side)
@@ -268,7 +268,7 @@ async def tab_to(visit: Visit, name: str) -> None:
 
 
 async def test_a_photo_is_dropped(browser: Browser) -> None:
-    """A photo can be dropped anywhere; an invalid one is named and the present one stays."""
+    """A photo can be dropped anywhere. An invalid one causes an error, and the current photo stays."""
     async with visiting(browser) as visit:
         error = visit.page.locator("#photo-error")
         await drop(visit, "notes.txt", "text/plain", b"hello")
@@ -288,7 +288,7 @@ async def test_a_photo_is_dropped(browser: Browser) -> None:
 
 
 async def drop(visit: Visit, name: str, kind: str, content: bytes, *, padding: int = 0) -> None:
-    """Drop a file with some zeros at its end on the page."""
+    """Drop a file on the page, with some zero bytes at its end."""
     await visit.page.evaluate(
         """([name, type, text, padding]) => {
             const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));
@@ -353,13 +353,13 @@ def least(name: str, width: int, height: int) -> Ratios | None:
 
 
 async def snippet(visit: Visit, language: str) -> str:
-    """Return the code that is shown."""
+    """Return the code that the page shows."""
     await visit.page.click(f"text={language}")
     return await visit.page.locator("#snippet").inner_text()
 
 
 async def outcome(words: list[str], folder: Path) -> str:
-    """Return the output of a program that must succeed."""
+    """Run a program that must succeed, and return its output."""
     process = await asyncio.create_subprocess_exec(
         *words,
         cwd=folder,
@@ -394,7 +394,7 @@ async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Pa
 
 
 async def test_code_is_copied(browser: Browser) -> None:
-    """The code is copied to the clipboard, or selected where the browser denies that."""
+    """The code is copied to the clipboard, or selected if the browser denies access to it."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=1:1")
@@ -442,13 +442,13 @@ async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
 
 
 async def emulator_call(visit: Visit, method: str, path: str) -> None:
-    """Send a request as another program would."""
+    """Send a request like another program."""
     headers = {"Authorization": f"Bearer {visit.emulator.api_key}"}
     await visit.page.request.fetch(visit.emulator.url + path, method=method, headers=headers)
 
 
 async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
-    """The panel offers the faults of each call, and added ones take effect and are shown."""
+    """The panel offers the faults of each call. Added faults take effect and are shown."""
     async with visiting(browser) as visit:
         page = visit.page
         await visit.choose()
@@ -476,7 +476,7 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
         await page.click("text=Add fault")
         await expect(page.locator("#planned li")).to_have_count(1)
         await page.click("#expand")
-        await expect(page.locator("#order-error")).to_contain_text("not a documented one")
+        await expect(page.locator("#order-error")).to_contain_text("has no documented form")
         await page.select_option("#fault-route", "file")
         await page.select_option("#fault-kind", "truncated_picture")
         await page.select_option("#fault-mode", "chance")
@@ -498,7 +498,7 @@ async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
 
 
 async def test_a_lost_response_creates_no_second_task(browser: Browser) -> None:
-    """When the connection is cut after the create there is one task, and the page finds it."""
+    """If the connection is cut after the create, there is only one task, and the page finds it."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -530,7 +530,7 @@ async def test_every_documented_fault_can_be_added(browser: Browser) -> None:
 
 
 async def test_an_invalid_fault_shows_its_message(browser: Browser) -> None:
-    """The message of a refused fault is shown beside the form."""
+    """The message of a refused fault is shown next to the form."""
     async with visiting(browser) as visit:
         await visit.page.evaluate("document.getElementById('fault').noValidate = true")
         await visit.page.fill("#fault-times", "0")
@@ -539,7 +539,7 @@ async def test_an_invalid_fault_shows_its_message(browser: Browser) -> None:
 
 
 async def test_the_clock_is_advanced(browser: Browser) -> None:
-    """The buttons and the form advance the clock, and the page shows by how much."""
+    """The buttons and the form advance the clock, and the page shows the total advance."""
     async with visiting(browser) as visit:
         page = visit.page
         await page.click("text=+10 s")
@@ -554,7 +554,7 @@ async def test_the_clock_is_advanced(browser: Browser) -> None:
 
 
 async def test_the_page_survives_the_emulator(browser: Browser) -> None:
-    """The page shows a lost connection, and after reconnecting everything once."""
+    """The page shows a lost connection, and after the reconnection it shows everything once."""
     async with visiting(browser) as visit:
         await visit.choose()
         await visit.page.click("text=16:9")
@@ -568,7 +568,7 @@ async def test_the_page_survives_the_emulator(browser: Browser) -> None:
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375)])
 async def test_the_page_is_accessible(browser: Browser, scheme: Literal["light", "dark"], width: int) -> None:
-    """axe-core finds no violation on the page in use, in both colour schemes and widths."""
+    """axe-core finds no violation on a page in use, in both color schemes and widths."""
     async with visiting(browser, scheme=scheme, width=width) as visit:
         page = visit.page
         await visit.choose()
@@ -594,7 +594,7 @@ async def test_the_page_is_accessible(browser: Browser, scheme: Literal["light",
 
 
 async def test_the_empty_page_is_accessible(browser: Browser) -> None:
-    """axe-core finds no violation on the empty page and with a failed task."""
+    """axe-core finds no violation on the empty page, or with a failed task."""
     async with visiting(browser) as visit:
         await check_access(visit)
         await visit.choose()
@@ -610,7 +610,7 @@ RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "be
 
 
 async def check_access(visit: Visit) -> None:
-    """Check that no rule is violated and nothing needs scrolling sideways."""
+    """Assert that no rule is violated and that the page needs no horizontal scrolling."""
     found = await Axe().run(visit.page, options=RULES)
     assert found.violations_count == 0, found.generate_report()
     wide = await visit.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
@@ -618,7 +618,7 @@ async def check_access(visit: Visit) -> None:
 
 
 async def test_the_page_follows_the_preferences(browser: Browser) -> None:
-    """The page follows the colour scheme and the preference for reduced motion."""
+    """The page follows the preferred color scheme and the preference for reduced motion."""
     async with visiting(browser) as visit:
         shade = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
         assert await visit.page.evaluate(shade) > 200

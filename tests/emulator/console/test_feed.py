@@ -13,7 +13,7 @@ from kling_expand.emulator.http.call_log import MAX_CALLS
 
 
 async def test_changes_are_sent_once() -> None:
-    """A task is sent when it is new and when its status changes, a call when it ends."""
+    """A task is sent when it is new and when its status changes, and a call is sent when it ends."""
     async with calling(queue_seconds=10, work_seconds=10, clock=lambda: 1e9) as call:
         async with open_stream(call) as stream:
             name, state = await stream.next()
@@ -38,7 +38,7 @@ async def test_changes_are_sent_once() -> None:
 
 
 async def test_time_alone_causes_updates() -> None:
-    """Without any request the end of a task is sent."""
+    """The end of a task is sent even if there is no request."""
     for queue, work in ((0.1, 0.1), (0.0, 0.02)):
         async with calling(queue_seconds=queue, work_seconds=work) as call, open_stream(call) as stream:
             await call.create()
@@ -48,7 +48,7 @@ async def test_time_alone_causes_updates() -> None:
 
 
 async def test_the_stream_ends_with_the_emulator() -> None:
-    """Stopping the emulator does not wait for open consoles."""
+    """The emulator stops without waiting for open consoles."""
     async with aiohttp.ClientSession() as session:
         async with Emulator(engine="flat") as emulator:
             answer = await session.get(emulator.url + "/_emulator/events")
@@ -81,7 +81,7 @@ async def test_a_console_shows_only_the_newest() -> None:
 
 
 async def test_the_end_of_a_timed_fault_is_sent() -> None:
-    """Without any request the console is sent that a fault for some seconds is over."""
+    """The end of a timed fault is sent to the console even if there is no request."""
     async with calling() as call, open_stream(call) as stream:
         call.emulator.faults.for_seconds("query", "html", 0.2)
         await call.create()

@@ -16,7 +16,7 @@ FOLDER = Path(kling_expand.emulator.__file__).parent / "console" / "static"
 
 
 async def test_every_file_of_the_page_is_served() -> None:
-    """Each file that the page names is served with its type, and no other host is named."""
+    """Each file that the page refers to is served with its type, and the page refers to no other host."""
     async with calling() as call:
         status, headers, page = await get(call, "/")
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -44,7 +44,7 @@ async def test_only_the_console_is_served(name: str) -> None:
 
 
 async def test_what_the_page_knows() -> None:
-    """The page gets the key, the engine, the faults with their routes, the codes and the samples."""
+    """The page receives the key, the engine, the faults with their routes, the codes and the samples."""
     async with calling(api_key="a-key-of-mine") as call:
         known = json.loads((await get(call, "/_emulator/console"))[2])["data"]
         assert (known["api_key"], known["engine"]) == ("a-key-of-mine", "flat")
@@ -56,7 +56,7 @@ async def test_what_the_page_knows() -> None:
 
 
 async def test_pictures_are_shown_without_being_counted() -> None:
-    """The pictures of the console are not counted and meet no faults."""
+    """Downloads by the console are not counted, and no faults apply to them."""
     async with calling(queue_seconds=5, work_seconds=5, clock=lambda: 1e9) as call:
         call.emulator.faults.script("file", "expired")
         task_id = await call.create(n=2)
@@ -74,7 +74,7 @@ async def test_pictures_are_shown_without_being_counted() -> None:
 
 
 async def test_a_picture_that_is_not_fetched_is_404() -> None:
-    """A task by URL has no picture before the download, but its URL is shown."""
+    """A task with an image URL has no uploaded picture before the download, but its URL is shown."""
     async with calling(allow_private=True) as call:
         task_id = await call.create(image="http://127.0.0.1:1/photo.png")
         assert (await get(call, f"/_emulator/before/{task_id}"))[0] == 404

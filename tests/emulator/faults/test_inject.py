@@ -1,4 +1,4 @@
-"""Each kind of fault: what the client sees, and what takes effect."""
+"""Each kind of fault: what the client receives, and whether the call takes effect."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from kling_expand.emulator.faults.plan import KINDS, Fault
 
 
 async def create(call: Caller) -> tuple[int, str, bytes]:
-    """Return (status, type, body) of a create."""
+    """Send a create and return (status, content type, body)."""
     headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
     async with call.session.post(call.emulator.url + EDITING, json=order(), headers=headers) as answer:
         return answer.status, answer.content_type, await answer.read()
@@ -23,7 +23,7 @@ async def create(call: Caller) -> tuple[int, str, bytes]:
     ("kind", "tasks"), [("refused", 0), ("reset", 0), ("reset_after", 1), ("wrong_length", 1)]
 )
 async def test_connections_are_cut(kind: str, tasks: int) -> None:
-    """The client sees a connection error, and a task exists only where the kind says so."""
+    """The client gets a connection error, and a task exists only if the kind of fault says so."""
     async with calling() as call:
         call.emulator.faults.script("create", kind)
         with pytest.raises(aiohttp.ClientError):
@@ -48,7 +48,7 @@ async def test_connections_are_cut(kind: str, tasks: int) -> None:
     ],
 )
 async def test_responses_are_replaced(fault: Fault, status: int, content_type: str, tasks: int) -> None:
-    """Status, content type and effect are those of the kind."""
+    """The status, the content type and the effect are those of the kind of fault."""
     async with calling() as call:
         call.emulator.faults.script("create", fault)
         assert (await create(call))[:2] == (status, content_type)
@@ -65,7 +65,7 @@ async def test_truncated_json_is_invalid_and_slow_json_is_complete() -> None:
 
 
 async def test_a_refused_call_has_no_effect_with_a_fault() -> None:
-    """A call that would be refused without the fault has no effect with it."""
+    """A call that would be refused without the fault has no effect with the fault."""
     async with calling() as call:
         call.emulator.faults.script("create", Fault("slow_headers", seconds=0), "html_after")
         async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
@@ -90,7 +90,7 @@ async def test_a_late_create_takes_effect_after_the_reset() -> None:
 
 
 async def test_files_expire_or_stop_half_way() -> None:
-    """An expired URL is 403, and a truncated picture is complete for HTTP only."""
+    """An expired URL gets 403, and a truncated picture is a complete HTTP response."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create())
         url = task["task_result"]["images"][0]["url"]
@@ -106,7 +106,7 @@ async def test_files_expire_or_stop_half_way() -> None:
 
 
 async def test_every_kind_is_carried_out_on_a_file() -> None:
-    """Every kind can be carried out: there is a response, or a cut connection."""
+    """Every kind of fault leads to a response or to a cut connection."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create())
         url = task["task_result"]["images"][0]["url"]
@@ -122,7 +122,7 @@ async def test_every_kind_is_carried_out_on_a_file() -> None:
 
 
 async def test_informational_fields_can_have_odd_types() -> None:
-    """The task can still be recognised by id, status and URLs; the other fields have unexpected types."""
+    """The task keeps its id, status and URLs, and the other fields have unexpected types."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task_id = await call.create()
         good = await call.task(task_id)
@@ -140,7 +140,7 @@ async def test_informational_fields_can_have_odd_types() -> None:
 
 
 async def test_retry_after_can_be_a_day() -> None:
-    """`retry_after` of an error is sent as it is, a day or a date of HTTP."""
+    """The `retry_after` of an error is sent unchanged, such as a day or an HTTP date."""
     async with calling() as call:
         for value in ("86400", "Wed, 21 Oct 2026 07:28:00 GMT", "1.5"):
             call.emulator.faults.script("list", Fault("error", code=1302, retry_after=value))

@@ -1,4 +1,4 @@
-"""The plan of faults: scripts, times and probabilities."""
+"""The plan of faults: scripts, durations and probabilities."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ from kling_expand.emulator.faults.plan import ROUTES, Fault, FaultPlan, parse_fa
 
 
 async def test_scripts_are_exact_and_per_route() -> None:
-    """`ok` leaves a call alone, `times` repeats a fault, and other routes are not affected."""
+    """`ok` does not affect a call, `times` repeats a fault, and other routes are not affected."""
     async with calling() as call:
         call.emulator.faults.script("list", "ok", Fault("error", code=1302, times=2), "ok")
         assert (await create_code(call))[0] == 200
@@ -19,7 +19,7 @@ async def test_scripts_are_exact_and_per_route() -> None:
 
 
 def test_probabilities_follow_the_seed() -> None:
-    """Equal seeds pick the same calls, about as many as the probability says."""
+    """Equal seeds pick the same calls, and their share is close to the probability."""
 
     def drawn() -> list[bool]:
         faults = FaultPlan(random.Random(7), lambda: 0.0)
@@ -31,7 +31,7 @@ def test_probabilities_follow_the_seed() -> None:
 
 
 def test_scripts_come_before_probabilities() -> None:
-    """A script is played first, and `clear` removes everything."""
+    """A script is applied first, and `clear` removes everything."""
     faults = FaultPlan(random.Random(0), lambda: 0.0)
     faults.chance("create", Fault("html"), 1)
     faults.script("create", "reset")
@@ -65,7 +65,7 @@ def test_an_invalid_fault_is_refused(step: Any) -> None:
 
 
 def test_kinds_are_kept_to_their_routes() -> None:
-    """A fault of downloads, an unknown route and a wrong probability are refused."""
+    """A download fault on another route, an unknown route and a wrong probability are refused."""
     faults = FaultPlan(random.Random(0), lambda: 0.0)
     with pytest.raises(ValueError, match="downloads only"):
         faults.script("create", "truncated_picture")
@@ -76,7 +76,7 @@ def test_kinds_are_kept_to_their_routes() -> None:
 
 
 def test_faults_for_a_time_end_with_the_clock() -> None:
-    """A fault for some seconds meets every call until then, after a script and before probabilities."""
+    """A timed fault applies to every call until its end, after a script and before probabilities."""
     now = 100.0
     faults = FaultPlan(random.Random(0), lambda: now)
     faults.chance("query", "html", 1)
@@ -92,7 +92,7 @@ def test_faults_for_a_time_end_with_the_clock() -> None:
 
 @pytest.mark.parametrize("duration", [-1, float("inf"), float("nan")])
 def test_an_invalid_duration_is_refused(duration: float) -> None:
-    """A duration is a finite number of at least 0."""
+    """A duration must be a finite number of at least 0."""
     faults = FaultPlan(random.Random(0), lambda: 0.0)
     with pytest.raises(ValueError, match="duration must be"):
         faults.for_seconds("query", "html", duration)
@@ -100,7 +100,7 @@ def test_an_invalid_duration_is_refused(duration: float) -> None:
 
 @pytest.mark.parametrize(("code", "status"), [(1000, 401), (1004, 401), (1103, 403), (1203, 404)])
 async def test_queries_can_be_refused_for_some_seconds(code: int, status: int) -> None:
-    """In mid-run every query is refused for 10 s of the emulator's clock; creates are not affected."""
+    """Every query is refused for 10 s of the emulator's clock, and creates are not affected."""
     async with calling(clock=lambda: 1e9) as call:
         task_id = await call.create()
         call.emulator.faults.for_seconds("query", Fault("error", code=code), 10)

@@ -1,4 +1,4 @@
-"""Failures that words in a prompt trigger."""
+"""Failures that are triggered by words in a prompt."""
 
 import pytest
 from support.raw_client import calling, create_code
@@ -18,7 +18,7 @@ from support.raw_client import calling, create_code
     ],
 )
 async def test_words_of_a_prompt_refuse(word: str, expected: tuple[int, int]) -> None:
-    """Each trigger gives its code and creates no task; other words have no effect."""
+    """Each trigger causes its error code and creates no task. Other words have no effect."""
     async with calling() as call:
         assert await create_code(call, prompt=f"a park, {word}, sunlit") == expected
         assert len(call.emulator.account.tasks) == (expected == (200, 0))
@@ -32,7 +32,7 @@ async def test_words_of_a_prompt_refuse(word: str, expected: tuple[int, int]) ->
     ],
 )
 async def test_words_of_a_prompt_fail_later(word: str, message: str) -> None:
-    """The task is accepted and processed, and fails without pictures and costs."""
+    """The task is accepted and processed. It then fails, without pictures and at no cost."""
     async with calling(queue_seconds=1, work_seconds=1) as call:
         task_id = await call.create(prompt=f"emulate-{word}")
         call.emulator.advance(1)

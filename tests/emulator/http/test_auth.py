@@ -21,7 +21,7 @@ KEYS = {"access_key": "ak", "secret_key": "s" * 32, "api_key": "api-key-kling-he
 
 
 def signed(secret: str = KEYS["secret_key"], algorithm: str = "HS256", **changes: Any) -> str:
-    """Return the header with a documented JWT and changed claims; None removes a claim."""
+    """Return the header with a documented JWT and changed claims. None removes a claim."""
     claims = {"iss": "ak", "exp": NOW + 1800, "nbf": NOW - 5} | changes
     kept = {name: value for name, value in claims.items() if value is not None}
     return "Bearer " + jwt.encode(kept, secret, algorithm=algorithm)
@@ -79,7 +79,7 @@ def test_valid_credentials_are_accepted(header: str) -> None:
     ],
 )
 def test_invalid_credentials_are_refused(header: str | None, expected: tuple[int, str]) -> None:
-    """Other credentials get codes 1000 to 1004, with the messages of the live service."""
+    """Invalid credentials get codes 1000 to 1004, with the messages of the live service."""
     assert outcome(header) == expected
 
 
@@ -91,7 +91,7 @@ def test_an_unsigned_token_is_refused() -> None:
 
 
 def test_short_secrets_work_without_a_warning() -> None:
-    """A short secret key is accepted, and checking its tokens emits no warning."""
+    """A short secret key is accepted, and the check of its tokens emits no warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = signed("short")
@@ -100,12 +100,12 @@ def test_short_secrets_work_without_a_warning() -> None:
 
 @given(st.text() | st.text().map(lambda text: f"Bearer {text}"))
 def test_any_other_header_is_refused(header: str) -> None:
-    """Any other header is refused with a documented code and raises nothing else."""
+    """Any other header is refused with a documented code, and raises no other exception."""
     assert outcome(header)[0] in {1000, 1001, 1002}
 
 
 async def test_refusals_come_as_401_with_an_envelope() -> None:
-    """A refused call gets status 401, code, message and request id, and creates no task."""
+    """A refused call gets status 401, a code, a message and a request id, and creates no task."""
     async with calling() as call:
         for header, code in (("", 1001), ("Bearer x", 1002)):
             status, body = await call("POST", EDITING, data=b"{}", headers={"Authorization": header})
@@ -132,7 +132,7 @@ def token(emulator: Emulator, **claims: Any) -> str:
 
 
 async def test_a_jwt_is_accepted_over_http() -> None:
-    """A JWT is accepted over HTTP, also with `iat` and a lifetime of 3600 s."""
+    """A JWT is accepted over HTTP, even with `iat` and a lifetime of 3600 s."""
     async with calling() as call:
         for claims in ({}, {"iat": time.time(), "exp": time.time() + 3600}):
             headers = {"Authorization": token(call.emulator, **claims)}

@@ -14,7 +14,7 @@ from kling_expand.emulator.http.call_log import MAX_BODY, shortened
 
 
 async def call_of(call: Caller, number: int) -> Any:
-    """Return one call with its bodies."""
+    """Return one logged call with its bodies."""
     return json.loads((await get(call, f"/_emulator/calls/{number}"))[2])["data"]
 
 
@@ -40,14 +40,14 @@ async def test_calls_are_kept_with_bodies_but_without_secrets() -> None:
 
 
 async def test_a_deeply_nested_body_is_shown_as_it_came() -> None:
-    """Arrays within arrays, which no parser follows to the end, break neither the call nor the log."""
+    """A body that is nested too deeply for the parser breaks neither the call nor the log."""
     async with calling() as call:
         await call("POST", EDITING, data=b"[" * 5000)
         assert (await call_of(call, 1))["request"]["body"] == "[" * 5000
 
 
 async def test_broken_calls_are_kept_too() -> None:
-    """A cut call has no status, a call sent in pieces no body, and each names its fault."""
+    """A cut call has no status, a call sent in pieces has no body, and each names its fault."""
     async with calling() as call:
         call.emulator.faults.script("create", "reset_after", "slow_body", "html")
         for _ in range(3):

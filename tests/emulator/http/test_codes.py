@@ -9,7 +9,7 @@ from kling_expand.emulator.http.codes import CODES
 
 @pytest.mark.parametrize("code", list(CODES))
 async def test_every_row_of_the_table_can_be_had(code: int) -> None:
-    """Each code has its documented status, and Retry-After where it is given."""
+    """Each code can be returned with its documented status, and with Retry-After if it is given."""
     async with calling() as call:
         call.emulator.faults.script("query", Fault("error", code=code, message="custom", retry_after="7"))
         async with call.session.get(f"{call.emulator.url}{EDITING}/1") as answer:

@@ -1,4 +1,4 @@
-"""The control routes, which steer an emulator from another process."""
+"""The control routes, through which another process controls an emulator."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from support.raw_client import EDITING, calling, order
 
 
 async def test_the_clock_is_advanced_over_http() -> None:
-    """Advancing the clock ends a task, and 30 days later removes it and its pictures."""
+    """An advance of the clock ends a task, and one by 30 days removes it and its pictures."""
     async with calling(queue_seconds=10, work_seconds=10) as call:
         task_id = await call.create(external_task_id="x")
         await call("POST", "/_emulator/advance", json={"seconds": 20})
@@ -26,14 +26,14 @@ async def test_the_clock_is_advanced_over_http() -> None:
 
 @pytest.mark.parametrize("seconds", [-1, "1", None, True, 10**400, 1e308 * 10])
 async def test_an_invalid_advance_is_refused(seconds: Any) -> None:
-    """The clock moves forward only, by a finite number of seconds."""
+    """The clock moves only forward, and only by a finite number of seconds."""
     async with calling() as call:
         status, body = await call("POST", "/_emulator/advance", json={"seconds": seconds})
         assert (status, body["code"] in {1200, 1201}) == (400, True)
 
 
 async def test_settings_change_over_http() -> None:
-    """Settings change over HTTP; fixed, unknown and invalid ones are refused."""
+    """Settings change over HTTP. Fixed, unknown and invalid ones are refused."""
     async with calling() as call:
         await call("POST", "/_emulator/settings", json={"account_code": 1101, "slots": 3})
         status, body = await call("POST", EDITING, json=order())
@@ -78,7 +78,7 @@ async def test_state_shows_counts_but_no_secret() -> None:
 
 
 async def test_faults_can_be_set_over_http() -> None:
-    """Scripts and probabilities can be added, read and cleared; invalid ones are refused."""
+    """Scripts and probabilities can be added, read and cleared. Invalid ones are refused."""
     async with calling() as call:
         for body in (
             {"route": "list", "script": ["ok", {"kind": "error", "code": 5000}]},

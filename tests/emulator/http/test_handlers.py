@@ -44,7 +44,7 @@ async def test_pictures_differ_and_need_no_credentials() -> None:
     ],
 )
 async def test_odd_ranges(header: str, status: int, content_range: str | None) -> None:
-    """A suffix range is served, one outside is 416, and an invalid one is ignored."""
+    """A suffix range is served, a range outside the picture gets 416, and an invalid range is ignored."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create())
         url = task["task_result"]["images"][0]["url"]
@@ -59,7 +59,7 @@ async def test_odd_ranges(header: str, status: int, content_range: str | None) -
 
 
 async def test_a_watermark_is_drawn_beside_the_picture() -> None:
-    """A watermarked copy exists where it was asked for, and only there."""
+    """A watermarked copy exists only if it was requested."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create(watermark_info={"enabled": True}))
         (image,) = task["task_result"]["images"]
@@ -79,7 +79,7 @@ async def test_a_watermark_is_drawn_beside_the_picture() -> None:
     ("account", "status"), [(1100, 429), (1101, 429), (1102, 429), (1103, 403), (1304, 429)]
 )
 async def test_an_account_code_refuses_every_call(account: int, status: int) -> None:
-    """With `account_code` creates and reads are refused alike."""
+    """With `account_code`, creates and reads are both refused."""
     async with calling(account_code=account) as call:
         assert await create_code(call) == (status, account)
         assert (await call("GET", EDITING))[0] == status
@@ -89,7 +89,7 @@ OWN = {"api_key": "api-key-own", "secret_key": "own-secret", "queue_seconds": 0,
 
 
 async def url_of(call: Caller, task_id: str, **headers: str) -> str:
-    """Return the URL of the picture of a task, as an answer to these headers shows it."""
+    """Return the URL of a task's picture from the response to a request with these headers."""
     _, body = await call("GET", f"{EDITING}/{task_id}", headers=headers)
     url: str = body["data"]["task_result"]["images"][0]["url"]
     return url
@@ -104,7 +104,7 @@ async def test_urls_follow_the_host_header() -> None:
 
 
 async def test_urls_behind_a_proxy() -> None:
-    """`public_url` decides first; a proxy's headers are believed only with `forwarded`."""
+    """`public_url` takes precedence, and the headers of a proxy are trusted only with `forwarded`."""
     proxied = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "kling.test, inner"}
     async with calling(**OWN) as call:
         task_id = await call.create()
@@ -118,7 +118,7 @@ async def test_urls_behind_a_proxy() -> None:
 
 
 async def test_health_needs_no_credentials() -> None:
-    """It says that the emulator is ready, and counts as no request of the service."""
+    """The route reports that the emulator is ready, and does not count as a request of the service."""
     async with calling() as call:
         assert (await get(call, "/health"))[0] == 200
         assert call.emulator.account.requests == {}

@@ -26,7 +26,7 @@ async def read(call: Caller) -> dict[str, Any]:
 
 
 async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> tuple[int, str]:
-    """Return (exit code, output) of schemathesis against the emulator."""
+    """Run schemathesis against the emulator and return (exit code, output)."""
     credentials = f"--header=Authorization: Bearer {emulator.api_key}"
     process = await asyncio.create_subprocess_exec(
         *(
@@ -44,7 +44,7 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
             "HYPOTHESIS_STORAGE_DIRECTORY": str(
                 TESTS.parent / ".hypothesis"
-            ),  # keeps its tables of characters
+            ),  # where it caches its tables of characters
         },
     )
     output, _ = await process.communicate()
@@ -53,7 +53,7 @@ async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> t
 
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 async def test_every_field_that_the_sdk_sends_is_declared(dialect: str) -> None:
-    """A field that is added to the SDK alone is noticed here."""
+    """Each request field of the SDK is in the document, so a field added only to the SDK fails here."""
     async with calling(**QUICK) as call:
         paths = (await read(call))["paths"]
     create = next(each["post"] for path, each in paths.items() if path == openapi.PATHS[dialect])
@@ -68,7 +68,7 @@ async def test_every_field_that_the_sdk_sends_is_declared(dialect: str) -> None:
 
 @pytest.mark.parametrize("forms", [{}, {"task_format": "outputs", "task_id_format": "text"}], ids=str)
 async def test_schemathesis_finds_nothing(tmp_path: Path, forms: dict[str, Any]) -> None:
-    """Valid data are accepted, invalid data and credentials refused, and all responses match."""
+    """Valid data are accepted, invalid data and credentials are refused, and all responses match."""
     few = ["--max-examples=4"] if forms else []
     async with calling(**QUICK, **forms) as call:
         document = call.emulator.url + "/openapi.json"
@@ -105,6 +105,6 @@ async def test_the_document_follows_the_settings() -> None:
 
 
 def test_every_documented_code_is_in_the_document() -> None:
-    """Each code stands under its HTTP status."""
+    """Each code is listed under its HTTP status."""
     assert openapi._refusal(401)["properties"]["code"]["enum"] == [1000, 1001, 1002, 1003, 1004]
     assert openapi._refusal(429)["properties"]["code"]["enum"] == [1100, 1101, 1102, 1302, 1303, 1304]

@@ -24,7 +24,7 @@ async def test_the_rate_limit_slides() -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
 async def test_retry_after_has_two_formats_or_none(form: str) -> None:
-    """Waiting as long as the header says leads to an accepted request."""
+    """A request is accepted after a wait for the time in the header."""
     async with calling(rate_limit=1, rate_limit_window=3.5, retry_after_format=form, **FROZEN) as call:
         await call("GET", EDITING)
         headers = {"Authorization": f"Bearer {call.emulator.api_key}"}

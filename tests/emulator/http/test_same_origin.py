@@ -33,7 +33,7 @@ async def test_security_headers_are_sent(path: str) -> None:
 
 @pytest.mark.parametrize("path", WALLS)
 async def test_only_names_of_this_machine_are_answered(path: str) -> None:
-    """On loopback only the names of this machine with the right port are accepted."""
+    """On a loopback address, only the names of this machine with the right port are accepted."""
     async with calling() as call:
         port = call.emulator.url.rpartition(":")[2]
         for good in ("localhost", "127.0.0.1", "[::1]", "LOCALHOST"):
@@ -59,7 +59,7 @@ async def test_only_names_of_this_machine_are_answered(path: str) -> None:
 async def test_default_credentials_are_taken_by_local_names_only(
     settings: dict[str, Any], status: int
 ) -> None:
-    """A page on a name that was rebound to this machine cannot spend with the credentials everyone knows."""
+    """A page whose name was rebound to this machine cannot use the public default credentials."""
     async with calling(**settings) as call:
         assert (await get(call, EDITING))[0] == 401
         assert (await get(call, EDITING, Host="evil.example"))[0] == status
@@ -67,7 +67,7 @@ async def test_default_credentials_are_taken_by_local_names_only(
 
 
 async def test_a_public_address_accepts_any_host() -> None:
-    """On all addresses any Host is accepted, but no foreign Origin."""
+    """An emulator that listens on all addresses accepts any Host, but no foreign Origin."""
     async with calling(host="0.0.0.0") as call:
         assert (await get(call, "/_emulator", Host="photos.example:8000"))[0] == 200
         evil = {"Host": "photos.example:8000", "Origin": "http://evil.example"}
@@ -76,13 +76,13 @@ async def test_a_public_address_accepts_any_host() -> None:
 
 
 async def post(call: Caller, path: str, body: Any, **headers: str) -> tuple[int, str]:
-    """Return status and text of the response to a POST with these headers."""
+    """Send a POST with these headers, and return the status and the text of the response."""
     async with call.session.post(call.emulator.url + path, json=body, headers=headers) as answer:
         return answer.status, await answer.text()
 
 
 async def test_requests_of_other_pages_are_refused() -> None:
-    """Foreign `Origin` and `Sec-Fetch-Site` are refused, and take no effect."""
+    """Requests with a foreign `Origin` or `Sec-Fetch-Site` are refused and have no effect."""
     async with calling() as call:
         mine = call.emulator.url
         other_port = "http://127.0.0.1:1"
@@ -112,7 +112,7 @@ async def test_requests_of_other_pages_are_refused() -> None:
     ],
 )
 async def test_the_console_works_behind_tls(settings: dict[str, Any], headers: dict[str, str]) -> None:
-    """Its page may steer the emulator under the address that the settings give it, and no other page may."""
+    """The page at the address in the settings may control the emulator, and no other page may."""
     async with calling(**settings) as call:
         for origin, status in (("https://kling.test", 200), ("https://evil.example", 403), ("null", 403)):
             got = await post(call, "/_emulator/advance", {"seconds": 1}, **headers, Origin=origin)
@@ -120,7 +120,7 @@ async def test_the_console_works_behind_tls(settings: dict[str, Any], headers: d
 
 
 async def test_the_service_accepts_any_origin_with_a_key() -> None:
-    """With credentials of its own the service checks these, not Host or Origin."""
+    """With the user's own credentials, the service checks these, and neither Host nor Origin."""
     async with calling(api_key="api-key-own", secret_key="own") as call:
         headers = {"Host": "kling.example", "Origin": "http://app.example"}
         status, body = await call("POST", EDITING, json=order(), headers=headers)
@@ -128,15 +128,15 @@ async def test_the_service_accepts_any_origin_with_a_key() -> None:
 
 
 class Wire:
-    """The part of a transport that the middleware uses."""
+    """A transport with only the method that the middleware uses."""
 
     def get_extra_info(self, name: str) -> tuple[str, int] | None:
-        """Where the server listens."""
+        """Return the address on which the server listens."""
         return ("127.0.0.1", 80) if name == "sockname" else None
 
 
 async def test_port_80_may_be_omitted() -> None:
-    """`Host: localhost` is accepted on port 80 only."""
+    """`Host: localhost` without a port is accepted only on port 80."""
 
     async def handler(_: Request) -> Response:
         return Response(text="in")
@@ -161,5 +161,5 @@ async def test_port_80_may_be_omitted() -> None:
     ],
 )
 def test_what_is_loopback(host: str, local: bool) -> None:  # noqa: FBT001 - a parameter of the table
-    """Only addresses that no other machine can reach are loopback."""
+    """Only addresses that no other machine can reach count as loopback."""
     assert is_loopback(host) is local

@@ -7,7 +7,7 @@ from support.raw_client import EDITING, calling, order
 
 
 async def test_a_task_has_the_documented_json() -> None:
-    """A task is submitted, processed and successful at the right times, with all documented fields."""
+    """A task is submitted, processed and successful at the right times, and has all documented fields."""
     async with calling(queue_seconds=10, work_seconds=20, clock=lambda: 1_700_000_000.0) as call:
         status, body = await call("POST", EDITING, json=order(n=2, external_task_id="mine"))
         assert (status, body["code"], body["message"]) == (200, 0, "SUCCEED")
@@ -44,7 +44,7 @@ async def test_a_task_has_the_documented_json() -> None:
 
 
 async def test_the_oldest_format_has_fewer_fields() -> None:
-    """`array` wraps the data of a query and omits newer fields; `success_status` sets the word."""
+    """`array` wraps the data of a query and omits newer fields. `success_status` sets the status word."""
     async with calling(
         task_format="array", success_status="succeeded", queue_seconds=0, work_seconds=0
     ) as call:
@@ -57,7 +57,7 @@ async def test_the_oldest_format_has_fewer_fields() -> None:
 
 
 async def test_the_newer_form_of_a_task() -> None:
-    """`outputs` gives id, status, outputs and billing in creates, queries and lists."""
+    """With `outputs`, creates, queries and lists return id, status, outputs and billing."""
     options: dict[str, Any] = {"task_format": "outputs", "queue_seconds": 10, "work_seconds": 0}
     async with calling(clock=lambda: 1_700_000_000.0, **options) as call:
         body = order(n=2, external_task_id="mine", watermark_info={"enabled": True})
@@ -96,7 +96,7 @@ async def test_a_failure_in_the_newer_form() -> None:
 
 @pytest.mark.parametrize("form", ["object", "outputs"])
 async def test_a_success_can_come_before_its_images(form: str) -> None:
-    """For `images_lag` seconds a successful task lists no images, and all of them afterwards."""
+    """A successful task lists no images for `images_lag` seconds, and all of them afterwards."""
     options: dict[str, Any] = {"task_format": form, "images_lag": 5, "queue_seconds": 0, "work_seconds": 0}
     async with calling(clock=lambda: 1e9, **options) as call:
         _, answer = await call("POST", EDITING, json=order(external_task_id="mine", n=2))

@@ -34,7 +34,7 @@ def refusal(dialect: str, body: Any) -> tuple[int, str]:
 
 
 def four(*ratios: float) -> dict[str, Any]:
-    """Return the fields for up, down, left, right."""
+    """Return the fields of the four ratios: up, down, left and right."""
     return {f"{side}_expansion_ratio": ratio for side, ratio in zip(validation.SIDES, ratios, strict=True)}
 
 
@@ -71,7 +71,7 @@ def encoded(picture: bytes) -> str:
     ],
 )
 def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
-    """The limits of every range, nulls, ints for floats and unknown fields are accepted."""
+    """The ends of every range, nulls, integers for floats and unknown fields are accepted."""
     assert refusal("editing", order(**changes)) == (0, "")
 
 
@@ -120,12 +120,12 @@ def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_forbidden_is_named(changes: dict[str, Any], message: str) -> None:
-    """Each broken rule is 1201 with a message that names it."""
+    """A request that breaks a rule gets 1201, with a message that names the rule."""
     assert refusal("editing", order(**changes)) == (1201, message)
 
 
 def test_a_file_of_more_than_10_mb_is_refused() -> None:
-    """The limit counts the bytes of the file, not of its Base64."""
+    """The limit applies to the bytes of the file, not to its Base64."""
     validation.check_image(png() + bytes(10 * 1024 * 1024 - len(png())))
     with pytest.raises(Refusal, match="10MB"):
         validation.check_image(png() + bytes(10 * 1024 * 1024))
@@ -146,7 +146,7 @@ def test_a_file_of_more_than_10_mb_is_refused() -> None:
     ],
 )
 def test_a_body_that_is_not_an_object_is_1200(raw: bytes) -> None:
-    """Anything but a JSON object is 1200, also what only Python takes for JSON."""
+    """Anything except a JSON object gets 1200, even values that only Python accepts as JSON."""
     with pytest.raises(Refusal) as caught:
         validation.parse_json(raw)
     assert caught.value.code == 1200
@@ -165,7 +165,7 @@ def test_a_body_that_is_not_an_object_is_1200(raw: bytes) -> None:
     ],
 )
 def test_directions_become_ratios(direction: str, ratio: float | None, ratios: tuple[float, ...]) -> None:
-    """New length / old length on each named axis is split evenly over its named sides."""
+    """The new length relative to the old one on each named axis is split evenly over its named sides."""
     made = validation.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
     assert made.ratios == pytest.approx(ratios)
 
@@ -188,7 +188,7 @@ def test_directions_become_ratios(direction: str, ratio: float | None, ratios: t
     ],
 )
 def test_bad_directions_are_refused(direction: Any, ratio: Any) -> None:
-    """Unknown names, wrong types, and ratios outside the limits are 1201."""
+    """Unknown names, wrong types, and ratios outside the limits get 1201."""
     with pytest.raises(Refusal) as caught:
         validation.direction({"image": encoded(png()), "direction": direction, "expansion_ratio": ratio})
     assert caught.value.code == 1201
@@ -196,13 +196,13 @@ def test_bad_directions_are_refused(direction: Any, ratio: Any) -> None:
 
 @given(st.sampled_from(["editing", "direction"]), st.dictionaries(st.sampled_from(FIELDS), JSON))
 def test_any_object_is_accepted_or_refused(dialect: str, changes: dict[str, Any]) -> None:
-    """Any JSON object gives a request or a documented refusal."""
+    """Any JSON object leads to a request or a documented refusal."""
     assert refusal(dialect, order(direction="all") | changes)[0] in {0, 1200, 1201}
 
 
 @given(raw=st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_an_object_or_1200(raw: bytes) -> None:
-    """Any bytes give an object or 1200."""
+    """Any bytes lead to an object or to 1200."""
     try:
         outcome = validation.parse_json(raw)
     except Refusal as refused:

@@ -1,4 +1,4 @@
-"""The size of a result and the place of the original in it."""
+"""The size of a result and the position of the original in it."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ from kling_expand.emulator.painting.canvas import MAX_SIDE, TIER, Canvas, fit_ca
 
 
 def test_canvas_matches_what_was_seen_live() -> None:
-    """640x480 with right 0.5 gives the size that the live service gave."""
+    """640x480 with right 0.5 gives the size that was observed on the live service."""
     assert Canvas(1664, 832, (0, 0, 1109, 832)) == fit_canvas(640, 480, (0, 0, 0, 0.5))
 
 
 def test_canvas_prefers_multiples_of_32() -> None:
-    """600x400 to 16:9, with ratios of four decimals, gives 1536x864."""
+    """600x400 expanded to 16:9, with ratios of four decimals, gives 1536x864."""
     assert Canvas(1536, 864, (120, 0, 1416, 864)) == fit_canvas(600, 400, (0, 0, 0.0926, 0.0926))
 
 
@@ -26,7 +26,7 @@ ratios = st.floats(0, 2, allow_subnormal=False)
 def test_canvas_keeps_the_aspect_and_the_place(  # noqa: PLR0917 - two sizes, four sides
     width: int, height: int, up: float, down: float, left: float, right: float
 ) -> None:
-    """Sides and box are within a pixel of their exact values."""
+    """The sides and the box are within one pixel of their exact values."""
     across, along = 1 + left + right, 1 + up + down
     aspect = across * width / (along * height)
     made = fit_canvas(width, height, (up, down, left, right))
@@ -55,6 +55,6 @@ def test_canvas_is_capped_for_any_aspect(width: int, height: int, up: float, lef
 
 @pytest.mark.parametrize("bad", [(0, 40, 0), (60, 40, -0.1), (60, 40, float("nan")), (60, 40, float("inf"))])
 def test_canvas_refuses_what_has_no_size(bad: tuple[int, int, float]) -> None:
-    """Empty pictures, and negative or infinite ratios, raise ValueError."""
+    """Empty pictures and ratios that are negative or infinite raise ValueError."""
     with pytest.raises(ValueError, match="no canvas"):
         fit_canvas(bad[0], bad[1], (0, 0, 0, bad[2]))

@@ -8,7 +8,7 @@ from kling_expand.emulator.painting.canvas import Canvas
 
 
 def test_flat_is_flat_and_varies_by_seed() -> None:
-    """The canvas has one colour near the mean of the edge, which depends on the seed."""
+    """The canvas has one color, which is near the mean of the edge and depends on the seed."""
     picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
     first, again, other = (floats(engine.paint_flat(picture, place, seed=seed)) for seed in (1, 1, 2))
     assert first.std(axis=(0, 1)).max() == 0

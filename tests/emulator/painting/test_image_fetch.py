@@ -22,7 +22,7 @@ async def small(_: web.Request) -> web.Response:
 
 
 async def endless(request: web.Request) -> web.StreamResponse:
-    """Send bytes without end."""
+    """Send bytes until the client disconnects."""
     response = web.StreamResponse()
     await response.prepare(request)
     while True:
@@ -30,7 +30,7 @@ async def endless(request: web.Request) -> web.StreamResponse:
 
 
 async def onwards(request: web.Request) -> web.Response:
-    """Redirect to /hop/<n-1>, at last to the picture, or to `to`."""
+    """Redirect to /hop/<n-1> and finally to the picture, or to the URL in `to`."""
     left = int(request.match_info["left"])
     where = request.query.get("to") or (f"/hop/{left - 1}" if left else "/picture")
     return web.Response(status=302, headers={"Location": where})
@@ -43,7 +43,7 @@ async def missing(_: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def host() -> AsyncIterator[str]:
-    """Run a server of images on loopback."""
+    """Run an image server on a loopback address."""
     app = web.Application()
     for path, handler in (("picture", picture), ("small", small), ("endless", endless), ("missing", missing)):
         app.router.add_get(f"/{path}", handler)
@@ -58,7 +58,7 @@ async def host() -> AsyncIterator[str]:
 
 
 async def ended(call: Caller, image: str) -> tuple[str, str]:
-    """Return (status, message) of a task for this image after its end."""
+    """Wait until a task for this image has ended, and return (status, message)."""
     task_id = await call.create(image=image)
     await call.emulator.painted()
     task = await call.task(task_id)
@@ -66,7 +66,7 @@ async def ended(call: Caller, image: str) -> tuple[str, str]:
 
 
 async def test_an_image_is_fetched_and_expanded() -> None:
-    """An image behind a URL, or behind a few redirects, is expanded."""
+    """An image at a URL is expanded, even after a few redirects."""
     async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         for path in ("/picture", "/hop/4"):
             assert await ended(call, url + path) == ("succeed", "")
@@ -119,7 +119,7 @@ async def test_a_refused_connection_is_reported() -> None:
     ],
 )
 async def test_private_addresses_are_refused(url: str) -> None:
-    """A literal private address is refused at the create."""
+    """A create is refused if its URL contains a private address."""
     async with calling() as call:
         status, body = await call("POST", EDITING, json=order(image=url))
         assert (status, body["code"]) == (400, 1201)
@@ -127,7 +127,7 @@ async def test_private_addresses_are_refused(url: str) -> None:
 
 
 async def test_names_of_private_addresses_are_refused() -> None:
-    """A name with private addresses only fails the task."""
+    """A name with only private addresses fails the task."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         status, message = await ended(call, "http://localhost:1/x.png")
         assert status == "failed"
@@ -139,7 +139,7 @@ SPELLINGS = ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0x7f.1", "[::ff
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 async def test_no_spelling_of_a_private_address_is_connected_to(spelling: str) -> None:
-    """However a URL writes an address, the address that would be connected to is what counts."""
+    """However a URL writes an address, the address of the connection decides."""
     async with host() as url:
         port = url.rpartition(":")[2]
         with pytest.raises(FetchError):
@@ -164,7 +164,7 @@ async def test_no_spelling_of_a_private_address_is_connected_to(spelling: str) -
     ],
 )
 def test_private_addresses_within_ipv6_are_private(address: str) -> None:
-    """An IPv6 address that stands for a private IPv4 address is private."""
+    """An IPv6 address that contains a private IPv4 address is private."""
     assert not is_public(address)
 
 
@@ -178,7 +178,7 @@ def test_public_addresses_are_public() -> None:
 
 
 async def test_exactly_the_limit_is_read_and_no_more() -> None:
-    """An endless body is read up to the limit only."""
+    """An endless body is read only up to the limit."""
     async with host() as url:
         data = await fetch(url + "/endless", timeout=30, allow_private=True)
     assert MAX_IMAGE_BYTES < len(data) < MAX_IMAGE_BYTES + 2_000_000

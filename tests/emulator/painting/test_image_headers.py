@@ -10,12 +10,12 @@ from kling_expand.emulator.painting.image_headers import Header, PictureError, i
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 3000}])
 def test_the_header_of_a_jpeg_is_read(options: dict[str, object]) -> None:
-    """Format and size agree with Pillow, whatever precedes the frame."""
+    """The format and the size agree with Pillow, whatever precedes the frame."""
     assert Header("jpeg", 61, 37) == inspect(saved(photo(61, 37), "JPEG", **options))
 
 
 def test_the_header_of_a_png_is_read() -> None:
-    """Format and size agree with Pillow, and trailing bytes are ignored."""
+    """The format and the size agree with Pillow, and trailing bytes are ignored."""
     assert Header("png", 61, 37) == inspect(saved(photo(61, 37)) + b"trailing")
 
 
@@ -36,7 +36,7 @@ def test_a_file_cut_off_anywhere_is_refused(kind: str) -> None:
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]))
 def test_other_bytes_raise_picture_error(body: bytes, start: bytes) -> None:
-    """Any other bytes raise PictureError and nothing else."""
+    """Bytes of any other kind raise PictureError, and no other exception."""
     with pytest.raises(PictureError):
         inspect(start + body)
 

@@ -17,7 +17,7 @@ from kling_expand.emulator.painting.canvas import Canvas, Ratios, fit_canvas
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
 
 
-@lru_cache  # a painting takes seconds, and several promises are about the same one
+@lru_cache  # painting takes seconds, and several tests use the same picture
 def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Image.Image, Canvas]:
     """Return the original, its expansion, and the expected canvas."""
     data = (PHOTOS / name).read_bytes()
@@ -28,7 +28,7 @@ def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Ima
 
 
 def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
-    """The middle is the original, and the sides are not flat, black or mirrored."""
+    """The middle is the original, and the new sides are not flat, black or mirrored."""
     original, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     back = result.crop(place.box).resize(original.size, Image.Resampling.LANCZOS)
     assert result.size == (1536, 864)
@@ -47,7 +47,7 @@ def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
 
 
 def test_the_seam_does_not_show() -> None:
-    """Colours change across the seam as much as between columns near it."""
+    """Colors change across the seam as much as between columns near it."""
     _, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     pixels = floats(result)
     change = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2))
@@ -59,7 +59,7 @@ def test_the_seam_does_not_show() -> None:
 
 
 def test_seeds_decide_the_picture() -> None:
-    """Equal seeds give equal pixels, another seed gives another picture."""
+    """Equal seeds give equal pixels, and another seed gives another picture."""
     picture, place = grain(), Canvas(160, 60, (0, 0, 90, 60))
     first, again, other = (floats(patchmatch.paint_patches(picture, place, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
@@ -70,7 +70,7 @@ def test_seeds_decide_the_picture() -> None:
     "ratios", [(0.5, 0, 0, 0), (0, 0.5, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 0.5), (0.3,) * 4]
 )
 def test_every_direction_is_filled_with_light_and_grain(ratios: Ratios) -> None:
-    """A new side has the light of the nearest part of the original, and grain."""
+    """A new side has grain and the brightness of the nearest part of the original."""
     picture = grain()
     place = Canvas(*_around(picture.size, ratios))
     pixels = floats(patchmatch.paint_patches(picture, place, seed=3))
@@ -115,7 +115,7 @@ def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
 
 
 def test_the_guide_keeps_up_up_and_beside_beside() -> None:
-    """An inside pixel points at itself, an outside pixel near the side it lies on."""
+    """The guide of an inside pixel is its own position, and that of an outside pixel is near its side."""
     place = Canvas(200, 140, (40, 30, 160, 110))
     where = patchmatch.guide(place, seed=1)
     ys = (np.arange(80) + 0.5) / 80
@@ -135,7 +135,7 @@ numbers = st.integers(1, 2000)
 def test_the_small_canvas_covers_the_large_one(  # noqa: PLR0917 - a size and four margins
     width: int, height: int, up: int, down: int, left: int, right: int
 ) -> None:
-    """Scaled up about its box, the small canvas covers the large one exactly."""
+    """Scaled up around its box, the small canvas covers the large one exactly."""
     large = Canvas(left + width + right, up + height + down, (left, up, left + width, up + height))
     small, x, y = patchmatch.shrink(large)
     assert abs((small.box[2] - small.box[0]) * x - width) < 1e-6

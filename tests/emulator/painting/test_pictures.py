@@ -16,7 +16,7 @@ from kling_expand.emulator.painting.image_headers import Header, PictureError, i
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
-    """The message has the wrong name and the known ones."""
+    """The message has the wrong name and the known names."""
     with pytest.raises(engine.UnknownEngine, match=r"flat.*patchmatch.*'crayon'"):
         pictures.find_engine("crayon")
 
@@ -24,7 +24,7 @@ def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG"]), st.integers(min_value=0), st.integers(0, 255))
 def test_a_wrong_byte_raises_picture_error_at_most(kind: str, at: int, value: int) -> None:
-    """A damaged picture decodes to its size or raises PictureError."""
+    """A damaged picture either decodes to its size or raises PictureError."""
     data = bytearray(saved(photo(24, 16), kind))
     data[at % len(data)] = value
     try:
@@ -42,7 +42,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 
 
 def test_a_second_header_is_refused_before_its_pixels_are_decoded() -> None:
-    """The size that was checked is the one that Pillow decodes."""
+    """A picture whose second header has another size is refused before it is decoded."""
     first, second = claimed(400, 400), claimed(13_000, 13_000)
     data = first[:33] + second[8:]
     assert inspect(data) == Header("png", 400, 400)
@@ -51,21 +51,21 @@ def test_a_second_header_is_refused_before_its_pixels_are_decoded() -> None:
 
 
 def test_a_lying_header_is_refused() -> None:
-    """A picture with fewer pixels than its header says is broken."""
+    """A picture with fewer pixels than its header claims is refused as broken."""
     with pytest.raises(PictureError, match="broken png"):
         pictures.decode(claimed(300, 300))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
 def test_any_png_mode_decodes_as_a_viewer_shows_it(mode: str) -> None:
-    """Grey, palette and alpha become the RGB that a viewer shows."""
+    """Gray, palette and alpha pictures become the RGB that a viewer shows."""
     source = photo(32, 24, "RGB").convert("L").convert(mode) if mode in {"LA", "1"} else photo(32, 24, mode)
     expected = np.asarray(source.convert("RGB")).astype(int)
     assert np.abs(np.asarray(pictures.decode(saved(source))).astype(int) - expected).max() <= 1
 
 
 def test_transparency_is_laid_on_white() -> None:
-    """A transparent pixel becomes white, a half transparent black one grey."""
+    """A transparent pixel becomes white, and a half-transparent black one becomes gray."""
     source = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     source.putpixel((1, 0), (0, 0, 0, 128))
     source.putpixel((2, 0), (0, 0, 0, 0))
@@ -77,13 +77,13 @@ def test_transparency_is_laid_on_white() -> None:
 
 
 def test_sixteen_bits_are_scaled_not_cut() -> None:
-    """Half of 65535 becomes middle grey."""
+    """Half of 65535 becomes medium gray."""
     source = Image.fromarray(np.array([[0, 32896, 65535]], np.uint16))
     assert [np.asarray(pictures.decode(saved(source)))[0, x, 0] for x in range(3)] == [0, 128, 255]
 
 
 def test_a_cmyk_jpeg_keeps_its_colours() -> None:
-    """A CMYK JPEG keeps its colours and is not inverted."""
+    """A CMYK JPEG keeps its colors and is not inverted."""
     source = photo(32, 24)
     decoded = np.asarray(pictures.decode(saved(source.convert("CMYK"), "JPEG", quality=95))).astype(float)
     assert np.abs(decoded - np.asarray(source)).mean() < 6
@@ -92,7 +92,7 @@ def test_a_cmyk_jpeg_keeps_its_colours() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"GRAY", False), (b"CMYK", False)])
 def test_a_profile_of_rgb_is_kept(kind: str, space: bytes, *, kept: bool) -> None:
-    """The result has the profile of its original, and one of another colour space is dropped."""
+    """The result has the RGB profile of its original, and a profile of another color space is dropped."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = space
     out = io.BytesIO()
@@ -126,14 +126,14 @@ def test_the_original_lies_untouched_in_its_box(kind: str) -> None:
 
 
 def test_a_picture_survives_the_way_between_processes() -> None:
-    """A result can be pickled, and its repr shows no bytes."""
+    """A result can be pickled, and its repr contains no bytes of the picture."""
     made = pictures.outpaint(saved(photo()), (0, 0, 0, 0.5), seed=1, engine="flat", watermark=True)
     assert made == pickle.loads(pickle.dumps(made))
     assert "PNG" not in repr(made)
 
 
 def test_the_mark_is_drawn_on_a_copy_only() -> None:
-    """The watermark changes the lower right of a copy only, and is translucent."""
+    """The translucent watermark changes only the lower right of a copy."""
     made = pictures.outpaint(saved(photo()), (0, 0, 0, 0.5), seed=1, engine="flat", watermark=True)
     assert made.watermarked is not None
     difference = np.abs(pixels(made.watermarked) - pixels(made.data)).max(axis=2)
@@ -147,14 +147,14 @@ def test_the_mark_is_drawn_on_a_copy_only() -> None:
 
 @pytest.mark.parametrize("colour", ["black", "white", "gray"])
 def test_the_mark_reads_on_any_ground(colour: str) -> None:
-    """The watermark has contrast on black, white and grey."""
+    """The watermark has enough contrast on black, white and gray."""
     marked = np.asarray(pictures.watermarked(Image.new("RGB", (400, 300), colour))).astype(float)
     assert np.ptp(marked[250:, 200:]) > 60
 
 
 @pytest.mark.parametrize("misregister", ["3,-2,1", "0.4,0.7,1.006", "-5,0,0.99"])
 def test_a_misregistered_picture_lies_where_the_setting_says(misregister: str) -> None:
-    """A white square moves and grows as the shifts and the scale say, to a tenth of a pixel."""
+    """A white square moves and grows by the given shifts and scale, to a tenth of a pixel."""
     shift_x, shift_y, scale = map(float, misregister.split(","))
     before = np.zeros((200, 300, 3), np.uint8)
     before[60:100, 200:260] = 255
@@ -172,7 +172,7 @@ def test_a_misregistered_picture_has_no_empty_edge() -> None:
 
 
 def test_outpaint_takes_a_misregistration() -> None:
-    """With a misregistration the original lies beside its box, and the picture keeps its size."""
+    """With a misregistration, the original is outside its box, and the picture keeps its size."""
     data = saved(photo(300, 200))
     exact, moved = (
         pictures.outpaint(data, (0, 0, 0, 0.5), seed=1, engine="flat", misregister=text).data

@@ -18,7 +18,7 @@ PHOTO = Path(__file__).parents[3] / "examples" / "photos" / "coffee.jpg"
 
 
 async def test_the_real_engine_paints() -> None:
-    """The default engine paints a photograph, and its task waits for that."""
+    """The default engine paints a photo, and the task does not end before that."""
     async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
         photo = base64.b64encode(PHOTO.read_bytes()).decode()
         task_id = await call.create(image=photo, **NARROW)
@@ -32,7 +32,7 @@ async def test_the_real_engine_paints() -> None:
 
 
 async def test_a_lost_worker_fails_the_task() -> None:
-    """When workers are lost again and again the task fails and does not hang."""
+    """When worker processes die repeatedly, the task fails and does not hang."""
     async with calling(engine="patchmatch", queue_seconds=0, work_seconds=0) as call:
         call.emulator.service.renderer._pool._closing = True
         task_id = await call.create()
@@ -60,7 +60,7 @@ async def test_without_file_descriptors_a_task_still_ends(monkeypatch: pytest.Mo
 
 
 async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:
-    """A broken image fails the task, or the download with the flat engine."""
+    """A broken image fails the task, or with the flat engine only the download."""
     for engine, status in (("patchmatch", "failed"), ("flat", "succeed")):
         async with calling(engine=engine, queue_seconds=0, work_seconds=0) as call:
             task_id = await call.create(image=base64.b64encode(BROKEN).decode())
@@ -75,7 +75,7 @@ async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:
 
 
 async def test_a_task_keeps_the_misregistration_of_its_create() -> None:
-    """New tasks follow the setting, and the pictures of earlier tasks do not change with it."""
+    """New tasks follow the setting, and the pictures of earlier tasks do not change."""
     async with calling(engine="flat", queue_seconds=0, work_seconds=0) as call:
 
         async def picture(task_id: str) -> bytes:

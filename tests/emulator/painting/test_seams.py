@@ -7,7 +7,7 @@ from kling_expand.emulator.painting.canvas import Canvas
 
 
 def test_no_line_is_left_along_the_seam() -> None:
-    """A row beside the box that differs from both neighbours is averaged, on every side."""
+    """A row next to the box that differs from both neighbors is averaged, on every side."""
     painted = np.full((30, 40, 3), 100, np.uint8)
     place = Canvas(40, 30, (10, 8, 30, 22))
     painted[[7, 22], 10:30] = painted[8:22, [9, 30]] = 60

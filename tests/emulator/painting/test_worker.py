@@ -17,7 +17,7 @@ RATIOS = (0.0, 0.0, 0.1, 0.1)
 
 
 def test_a_worker_ends_when_its_pipe_closes() -> None:
-    """A worker answers, and ends with its pipe, so it cannot outlive its parent."""
+    """A worker responds, and ends when its pipe closes, so it cannot outlive its parent."""
     worker = Worker()
     with pytest.raises(PictureError, match="neither PNG nor JPEG"):
         worker.outpaint(b"nonsense", RATIOS, seed=0, engine="flat", watermark=False)
@@ -50,7 +50,7 @@ def test_an_incomplete_message_is_an_end_of_file() -> None:
 
 
 def test_an_exception_becomes_a_response() -> None:
-    """An exception while painting is sent back, and the worker goes on."""
+    """An exception during painting is sent back, and the worker continues."""
     asks, answers = io.BytesIO(), io.BytesIO()
     for engine in ("unheard of", "flat"):
         send(asks, {"ratios": RATIOS, "options": {"seed": 0, "engine": engine}}, png())

@@ -18,7 +18,7 @@ RATIOS = (0.0, 0.0, 0.1, 0.1)
 
 
 def key(seed: int = 0, engine: str = "flat", *, watermark: bool = False) -> PictureKey:
-    """Return the key of a picture of the small grey square."""
+    """Return the key of a picture of the small gray square."""
     return PictureKey("digest", RATIOS, seed, engine, watermark)
 
 
@@ -36,7 +36,7 @@ class Shelf:
 
 @asynccontextmanager
 async def painting(cache_bytes: int = 256_000_000) -> AsyncIterator[WorkerPool]:
-    """Yield a pool and close it."""
+    """Yield a pool, and close it afterwards."""
     painter = WorkerPool(cache_bytes=cache_bytes)
     try:
         yield painter
@@ -45,7 +45,7 @@ async def painting(cache_bytes: int = 256_000_000) -> AsyncIterator[WorkerPool]:
 
 
 async def test_concurrent_calls_share_one_painting() -> None:
-    """Concurrent calls share one painting, and later ones the cache."""
+    """Concurrent calls for a picture paint it once, and later calls read the cache."""
     shelf = Shelf(png())
     async with painting() as painter:
         pictures = await asyncio.gather(*(painter.paint(key(), shelf) for _ in range(5)))
@@ -65,7 +65,7 @@ async def test_a_dropped_picture_is_painted_again() -> None:
 
 
 async def test_cancelling_one_call_affects_no_other() -> None:
-    """Cancelling one call leaves the painting to the others."""
+    """After one call is cancelled, painting continues for the other calls."""
     shelf = Shelf(png())
     async with painting() as painter:
         waiters = [asyncio.ensure_future(painter.paint(key(), shelf)) for _ in range(2)]
@@ -76,7 +76,7 @@ async def test_cancelling_one_call_affects_no_other() -> None:
 
 @pytest.mark.parametrize("engine", ["flat", "patchmatch"])
 async def test_a_broken_original_raises(engine: str) -> None:
-    """A broken original raises in this process and from a worker, without later effects."""
+    """A broken original raises an error, in this process and in a worker, without later effects."""
     async with painting() as painter:
         with pytest.raises(PictureError, match="broken png"):
             await painter.paint(key(1, engine), Shelf(BROKEN))
@@ -84,7 +84,7 @@ async def test_a_broken_original_raises(engine: str) -> None:
 
 
 async def test_a_killed_process_is_replaced() -> None:
-    """A picture whose worker is killed is painted by a new one."""
+    """When a worker is killed, a new one paints its picture."""
     async with painting() as painter:
         with pytest.raises(PictureError):
             await painter.paint(key(1, "patchmatch"), Shelf(BROKEN))
@@ -108,7 +108,7 @@ async def test_closing_stops_what_is_being_painted() -> None:
 
 
 async def test_a_closed_pool_starts_no_process() -> None:
-    """A thread that is late starts no process that would remain."""
+    """A thread that runs after the close leaves no process behind."""
     painter = WorkerPool()
     await painter.aclose()
     with pytest.raises(WorkerLost):

@@ -10,7 +10,7 @@ from kling_expand.emulator.state.account import Account
 
 
 def test_ids_of_digits_grow() -> None:
-    """18 digits, and each id is greater than the one before, even when the clock stands still."""
+    """An id has 18 digits and is greater than the one before, even while the clock stands still."""
     account = Account(retention_seconds=60)
     ids = [account.new_id(now) for now in (1e9, 1e9, 1e9 + 1, 1e9)]
     assert all(re.fullmatch("[0-9]{18}", each) for each in ids)
@@ -18,7 +18,7 @@ def test_ids_of_digits_grow() -> None:
 
 
 async def test_ids_can_be_text(tmp_path: Path) -> None:
-    """22 characters that serve everywhere, unique also after a restart at the same time of the clock."""
+    """A text id has 22 characters, works on every route, and is unique even after a restart."""
     options: dict[str, Any] = {"task_id_format": "text", "state": str(tmp_path / "state.db"), "slots": 100}
     options |= {"queue_seconds": 0, "work_seconds": 0, "clock": lambda: 1e9, "list_foreign": 2}
     made: list[str] = []

@@ -6,7 +6,7 @@ from kling_expand.emulator.state.background import BackgroundTasks
 
 
 async def test_closing_cancels_what_runs() -> None:
-    """`aclose` cancels running tasks and waits for them; ended ones are not kept."""
+    """`aclose` cancels running tasks and waits for them. Tasks that have ended are not kept."""
     background, ended = BackgroundTasks(), asyncio.Event()
 
     async def work() -> None:

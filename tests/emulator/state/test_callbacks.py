@@ -16,7 +16,7 @@ SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
 
 class Receiver:
-    """A server that stores the callbacks it gets, and answers with the status of `answer`."""
+    """A server that stores the callbacks it receives, and responds with the status in `answer`."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -25,19 +25,19 @@ class Receiver:
         self.headers: dict[str, str] = {}
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Keep and answer."""
+        """Store a callback and respond."""
         headers = {name.lower(): value for name, value in request.headers.items()}
         status = self.answer()
         self.calls.put_nowait((headers, await request.read()))
         return web.Response(status=status, headers=self.headers)
 
     async def next(self) -> dict[str, Any]:
-        """The next body."""
+        """Wait for the next body and return it."""
         body: dict[str, Any] = json.loads((await self.calls.get())[1])
         return body
 
     async def statuses(self, count: int) -> list[str]:
-        """The statuses of the next calls."""
+        """Wait for the next callbacks and return their statuses."""
         return [(await self.next())["task_status"] for _ in range(count)]
 
 
@@ -58,7 +58,7 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 
 async def test_each_status_is_sent_when_it_begins() -> None:
-    """Each status is sent when it begins, and the body is the task of a query."""
+    """Each status is sent when it begins, and the body is the task as a query returns it."""
     async with receiving() as receiver, calling(allow_private=True, queue_seconds=5, work_seconds=5) as call:
         task_id = await call.create(callback_url=receiver.url, external_task_id="x")
         sent = await receiver.next()
@@ -70,7 +70,7 @@ async def test_each_status_is_sent_when_it_begins() -> None:
 
 
 async def test_a_status_without_duration_is_not_sent() -> None:
-    """A task that ends at once has one callback, a failed one with its message."""
+    """A task that ends at once has one callback, which has the message if the task failed."""
     async with receiving() as receiver, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(1) == ["succeed"]
@@ -82,7 +82,7 @@ async def test_a_status_without_duration_is_not_sent() -> None:
 
 
 async def test_advancing_the_clock_skips_no_status() -> None:
-    """A clock that jumps over a status still sends it."""
+    """If the clock jumps over a status, the callback of that status is still sent."""
     async with receiving() as receiver, calling(allow_private=True, queue_seconds=5, work_seconds=5) as call:
         await call.create(callback_url=receiver.url)
         call.emulator.advance(100)
@@ -90,7 +90,7 @@ async def test_advancing_the_clock_skips_no_status() -> None:
 
 
 async def test_calls_can_be_repeated_and_out_of_order() -> None:
-    """With `shuffled` all callbacks come at the end, repeated and in any order."""
+    """With `shuffled`, all callbacks are sent at the end, repeated and in any order."""
     options = {"callback_order": "shuffled", "callback_repeats": 3, "queue_seconds": 5, "work_seconds": 5}
     async with receiving() as receiver, calling(allow_private=True, **options) as call:
         await call.create(callback_url=receiver.url)
@@ -101,7 +101,7 @@ async def test_calls_can_be_repeated_and_out_of_order() -> None:
 
 
 async def test_an_independent_library_accepts_the_signature() -> None:
-    """`standardwebhooks` verifies each callback, and only repeats share an id."""
+    """The library `standardwebhooks` accepts each callback, and only repeats share an id."""
     options = {"webhook_secret": SECRET, "callback_repeats": 2, "queue_seconds": 0, "work_seconds": 5}
     async with receiving() as receiver, calling(allow_private=True, **options) as call:
         await call.create(callback_url=receiver.url)
@@ -115,7 +115,7 @@ async def test_an_independent_library_accepts_the_signature() -> None:
 
 
 async def test_unsigned_calls_carry_no_signature() -> None:
-    """Without a secret no signature header is sent."""
+    """Without a secret, no signature header is sent."""
     async with receiving() as receiver, calling(allow_private=True) as call:
         await call.create(callback_url=receiver.url)
         headers, _ = await receiver.calls.get()
@@ -123,7 +123,7 @@ async def test_unsigned_calls_carry_no_signature() -> None:
 
 
 def test_the_published_vector() -> None:
-    """The sample in the documentation has the documented signature."""
+    """The documentation's sample gets the documented signature."""
     body = (
         b'{"id":"1234567890","status":"succeeded","message":"",'
         b'"create_time":1781080778802,"update_time":1781080794151}'
@@ -133,13 +133,13 @@ def test_the_published_vector() -> None:
 
 
 async def delivered(call: Caller, what: str, count: int = 1) -> None:
-    """Wait until *count* callbacks were delivered or not."""
-    while call.emulator.account.callbacks[what] < count:  # noqa: ASYNC110 - the books are plain numbers
+    """Wait until the count of delivered or undelivered callbacks, *what*, is *count*."""
+    while call.emulator.account.callbacks[what] < count:  # noqa: ASYNC110 - the counts are plain numbers
         await asyncio.sleep(0)
 
 
 async def test_a_failing_receiver_is_tried_again() -> None:
-    """After two responses with 500 the third attempt is delivered."""
+    """After two responses with status 500, the third attempt delivers the callback."""
     answers = iter([500, 500, 200])
     options = {"callback_backoff": 0, "queue_seconds": 0, "work_seconds": 0}
     async with receiving() as receiver, calling(allow_private=True, **options) as call:
@@ -159,7 +159,7 @@ async def test_a_missing_receiver_affects_no_task() -> None:
 
 
 async def test_private_addresses_are_called_only_when_allowed() -> None:
-    """By default no callback leaves for loopback, however its URL writes the address."""
+    """By default, no callback is sent to a loopback address, however its URL writes the address."""
     async with receiving() as receiver, calling(callback_attempts=1, queue_seconds=0, work_seconds=0) as call:
         port = receiver.url.partition("127.0.0.1:")[2]
         for host in ("127.0.0.1", "2130706433", "localhost"):
@@ -169,7 +169,7 @@ async def test_private_addresses_are_called_only_when_allowed() -> None:
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    """A receiver cannot send a callback on to another address."""
+    """A receiver cannot redirect a callback to another address."""
     async with receiving() as receiver, receiving() as other:
         receiver.answer = lambda: 307
         receiver.headers = {"Location": other.url}

@@ -6,7 +6,7 @@ from kling_expand.emulator.state.change_signal import ChangeSignal
 
 
 async def test_no_change_is_missed_by_a_reader() -> None:
-    """A change between taking `next` and waiting for it ends the wait; an earlier one does not."""
+    """A change after `next` was taken ends the wait for it, and an earlier change does not."""
     signal = ChangeSignal()
     signal.notify()
     upcoming = signal.next
@@ -18,7 +18,7 @@ async def test_no_change_is_missed_by_a_reader() -> None:
 
 
 async def test_closing_wakes_all_readers() -> None:
-    """All waiting readers wake and see that the signal is closed."""
+    """All waiting readers wake up and find the signal closed."""
     signal = ChangeSignal()
     waiters = [asyncio.ensure_future(signal.next.wait()) for _ in range(3)]
     await asyncio.sleep(0)

@@ -8,14 +8,14 @@ from kling_expand.emulator.state.clock import Clock
 
 
 async def test_a_wait_ends_with_the_time() -> None:
-    """A wait ends when the source shows its time."""
+    """A wait ends when the source reaches its time."""
     times = iter([10.0, 10.0005, 10.001])
     await Clock(lambda: next(times)).sleep_until(10.001)
     assert list(times) == []
 
 
 async def test_a_wait_ends_with_a_move() -> None:
-    """Advancing the clock ends exactly the waits whose time has passed."""
+    """An advance of the clock ends exactly the waits for times that have passed."""
     clock = Clock(lambda: 0.0)
     near, far = (asyncio.ensure_future(clock.sleep_until(moment)) for moment in (1000, 3000))
     await asyncio.sleep(0)

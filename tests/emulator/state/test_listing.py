@@ -12,7 +12,7 @@ async def ids(call: Caller, query: str = "") -> list[str]:
 
 
 async def test_lists_are_paged_newest_first() -> None:
-    """Pages follow pageNum and pageSize, and values out of range are 1201."""
+    """Pages follow pageNum and pageSize, and values out of range get 1201."""
     async with calling(slots=100) as call:
         ids = [await call.create() for _ in range(5)]
         _, body = await call("GET", f"{EDITING}?pageNum=2&pageSize=2")
@@ -25,7 +25,7 @@ async def test_lists_are_paged_newest_first() -> None:
 
 
 async def test_order_can_be_any() -> None:
-    """Lists can be oldest first, or shuffled at every call, with the same tasks."""
+    """Lists can be oldest first, or shuffled at every call, and contain the same tasks."""
     async with calling(slots=100) as call:
         made = [await call.create() for _ in range(20)]
         call.emulator.list_order = "oldest"
@@ -37,7 +37,7 @@ async def test_order_can_be_any() -> None:
 
 
 async def test_lists_can_be_refused() -> None:
-    """Lists can be refused alone, while queries are answered."""
+    """Lists can be refused while queries succeed."""
     async with calling(list_code=1103) as call:
         task_id = await call.create()
         status, body = await call("GET", EDITING)
@@ -46,7 +46,7 @@ async def test_lists_can_be_refused() -> None:
 
 
 async def test_lists_can_lag() -> None:
-    """With `list_lag` newer tasks are missing and statuses are old."""
+    """With `list_lag`, newer tasks are missing and statuses are old."""
     clock: dict[str, Any] = {"clock": lambda: 1_700_000_000.0}
     async with calling(list_lag=5, queue_seconds=1, work_seconds=2, **clock) as call:
         task_id = await call.create()
@@ -88,7 +88,7 @@ async def test_dialects_do_not_mix() -> None:
 
 
 async def test_lists_can_be_refused_with_1302_alone() -> None:
-    """Any code can refuse lists; creates and queries are answered."""
+    """Lists can be refused with any code, while creates and queries succeed."""
     async with calling(list_code=1302) as call:
         task_id = await call.create()
         status, body = await call("GET", EDITING)
@@ -97,7 +97,7 @@ async def test_lists_can_be_refused_with_1302_alone() -> None:
 
 
 async def test_statuses_in_lists_can_lag_or_never_change() -> None:
-    """With `list_status_lag` every task is listed at once, with the status of some seconds ago."""
+    """With `list_status_lag`, every task is listed at once, with its status of some seconds ago."""
     clock: dict[str, Any] = {"clock": lambda: 1_700_000_000.0}
     async with calling(list_status_lag=40, queue_seconds=1, work_seconds=2, **clock) as call:
         task_id = await call.create()

@@ -13,7 +13,7 @@ from kling_expand.emulator.state.store import Store
 
 
 def crashed(path: str) -> str:
-    """Return a copy of a database as a crash at this moment would leave it."""
+    """Return a copy of a database in the state in which a crash would leave it now."""
     folder = Path(tempfile.mkdtemp(dir=Path(path).parent))
     for file in Path(path).parent.glob(f"{Path(path).name}*"):
         shutil.copy(file, folder)
@@ -31,7 +31,7 @@ async def test_a_file_belongs_to_one_emulator(tmp_path: Path) -> None:
 
 
 async def test_the_file_shrinks_when_tasks_are_deleted(tmp_path: Path) -> None:
-    """Without their tasks the images take no room."""
+    """When tasks are deleted, their images no longer take up space."""
     path = tmp_path / "state.db"
     store = Store(str(path))
     for number in range(5):
@@ -47,7 +47,7 @@ async def test_the_file_shrinks_when_tasks_are_deleted(tmp_path: Path) -> None:
 
 
 async def test_flushed_data_is_durable(tmp_path: Path) -> None:
-    """A second database finds tasks in order, their newest versions, images and numbers."""
+    """A copy of the database has the newest versions of the tasks in order, the images and the numbers."""
     path = str(tmp_path / "state.db")
     store = Store(path)
     store.put_image("d", b"\x00picture")
@@ -105,7 +105,7 @@ async def test_a_failed_write_raises(tmp_path: Path) -> None:
 
 
 async def test_without_a_file_uploads_are_found_too() -> None:
-    """Without a file uploads are found while the process lives."""
+    """Without a file, uploads are kept while the process runs."""
     store = Store()
     store.put_image("d", b"picture")
     assert await store.image("d") == b"picture"

@@ -1,4 +1,4 @@
-"""Tasks and their text in the database."""
+"""Tasks and their JSON in the database."""
 
 from support.stored_tasks import task
 

@@ -1,4 +1,4 @@
-// Requests to the emulator: each returns `data` of the response, or throws an Error with a message to show.
+// Requests to the emulator. Each returns the response's `data`, or throws an Error with a message to show.
 
 const REPEATED = "The connection was cut and your browser sent the request again, but the task had been created already.";
 
@@ -24,7 +24,7 @@ function parse(response, text) {
   try {
     envelope = JSON.parse(text);
   } catch {
-    throw new Error(`The response (status ${response.status}) is not a documented one. The request may have taken effect: check the tasks.`);
+    throw new Error(`The response (status ${response.status}) has no documented form. The request may have taken effect: check the tasks.`);
   }
   if (/external_task_id .* already exists/.test(envelope.message)) throw new Error(REPEATED);
   if (envelope.code !== 0) throw new Error(`${response.status} / ${envelope.code}: ${envelope.message}`);
@@ -37,6 +37,6 @@ export const advance = (seconds) => send("POST", "/_emulator/advance", { seconds
 export const addFault = (fault) => send("POST", "/_emulator/faults", fault);
 export const clearFaults = () => send("DELETE", "/_emulator/faults");
 
-// The page uses the route of the service, so it meets faults and refusals like any other client.
+// The page uses the route of the service, so faults and refusals affect it like any other client.
 export const CREATE = "/v1/images/editing/expand";
 export const create = (body, key) => send("POST", CREATE, body, { Authorization: `Bearer ${key}` });

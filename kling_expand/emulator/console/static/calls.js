@@ -1,4 +1,4 @@
-// The API calls: a list of all, with headers and bodies fetched when one is opened.
+// The list of API calls. The headers and bodies of a call are fetched when it is opened.
 
 import { by, h, keyed } from "./dom.js";
 import { call } from "./api.js";

@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Writes a text only when it differs: a screen reader announces every write.
+// Writes a text only if it differs, because a screen reader announces every write.
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -33,7 +33,7 @@ export function keyed(list, items, key, make, update) {
     }
     known.delete(name);
     update(child, item);
-    // Moves a child only when needed: a moved child loses the focus.
+    // Moves a child only if needed, because a moved child loses the focus.
     if (child === place) place = place.nextElementSibling;
     else list.insertBefore(child, place);
   }

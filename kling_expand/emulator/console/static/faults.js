@@ -1,4 +1,4 @@
-// The faults: a form that adds them, and the list of planned ones.
+// The form that adds faults, and the list of planned faults.
 
 import { addFault, clearFaults } from "./api.js";
 import { by, h, say, write } from "./dom.js";

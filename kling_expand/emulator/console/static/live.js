@@ -22,7 +22,7 @@ export class Live {
     }
   }
 
-  // A new connection starts with everything: it may be another emulator.
+  // A new connection receives everything again, because it may be to another emulator.
   begin() {
     this.tasks.clear();
     this.calls = [];

@@ -128,7 +128,7 @@ function listenToPhotos() {
     if (file.files.length) take(photos.read(file.files[0]));
     file.value = "";
   });
-  // The whole page accepts a photo: the browser would open one dropped beside the canvas.
+  // The whole page accepts a photo, because the browser would open a photo dropped beside the canvas.
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     by("stage").classList.add("over");

@@ -8,7 +8,7 @@ export function body(ratios, { prompt, n }) {
   return { ...sides, n, ...(prompt && { prompt }) };
 }
 
-// The shell reads the photo into a here-document: it would be too long for an argument.
+// The shell reads the photo into a here-document, because it would be too long for an argument.
 export function curl(photo, ratios, words, key) {
   const fields = JSON.stringify(body(ratios, words), null, 2).slice(2).replace(/[\\$`]/g, "\\$&");
   const file = `'${photo.name.replaceAll("'", "'\\''")}'`;

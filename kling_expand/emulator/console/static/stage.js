@@ -101,7 +101,7 @@ export class Stage {
     this.guide(side);
   }
 
-  // Places photo and canvas. `fit` chooses a new scale; during a drag this happens only when the canvas leaves the stage.
+  // Places the photo and the canvas. `fit` chooses a new scale. During a drag, the scale changes only if the canvas leaves the stage.
   place(fit) {
     if (!this.photo) return;
     const { clientWidth: wide, clientHeight: high } = by("stage");

@@ -1,4 +1,4 @@
-// The tasks: a list of all, and the selected one in detail.
+// The list of tasks, and the details of the selected one.
 
 import { by, h, keyed, say, write } from "./dom.js";
 import { Compare } from "./compare.js";

@@ -186,7 +186,7 @@ class OutputOptions(OptionGroup):
 
 @frozen
 class JSONOption(OptionGroup):
-    """The choice between text and JSON."""
+    """The option to print JSON instead of text."""
 
     as_json: bool = option("--json", default=False, is_flag=True, help="Print JSON, one object per line.")
 
@@ -448,7 +448,7 @@ class ShapeOptions(OptionGroup):
 
     @classmethod
     def declarations(cls) -> dict[str, Declaration]:
-        """Return the geometry options, with a repeatable --aspect and with --for for sets of shapes."""
+        """Return the geometry options with a repeatable --aspect, and --for, which selects sets of shapes."""
         found = GeometryOptions.declarations()
         names, settings = found["aspect"]
         several = "Extend to an aspect ratio, such as 16:9 or 1200x630. Repeat the option for several shapes."

@@ -1,4 +1,4 @@
-"""`kling-expand fleet`: many machines that share one account over a PostgreSQL database."""
+"""`kling-expand fleet`: many machines that share one account and a PostgreSQL database."""
 
 import asyncio
 import signal

@@ -119,7 +119,7 @@ class _Progress:
         click.echo(f"\r{text}" if self._live else text, err=True, nl=not self._live)
 
     def clear(self) -> None:
-        """Remove the line, or end the lines with the last number."""
+        """Remove the changing line, or print a last line with the final number."""
         if self._live:
             click.echo("\r\x1b[K", err=True, nl=False)
         elif 0 < self._printed < self._done:

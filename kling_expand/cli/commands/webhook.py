@@ -15,7 +15,7 @@ from kling_expand.config import webhook_secret
 from kling_expand.errors import WebhookError
 from kling_expand.webhooks import MAX_BODY, WebhookEvent, Webhooks
 
-BODY_TIMEOUT = 30.0  # seconds
+BODY_TIMEOUT = 30.0  # seconds to read the body of a request
 
 
 @click.group()

@@ -30,7 +30,7 @@ from kling_expand.store.sqlite import SQLiteStore
 from .thumbnails import Thumbnail, Thumbnails
 
 _ANY_SIZE = (1000, 1000)  # assumed size of an unreadable photo: its place in the canvas does not depend on it
-_ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # in the name of a shape
+_ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # an aspect ratio in the name of a shape
 _URL_SECRETS = re.compile(r"(://)(?:[^/\s]*@)?([^\s?#)]*)(?:[?#][^\s)]*)?")
 AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made in advance, while others are written
 

@@ -1,4 +1,4 @@
-"""The client without asyncio: every method, from plain functions, against a real server."""
+"""The blocking client: every method is called from plain functions, against a real server."""
 
 import asyncio
 import concurrent.futures
@@ -41,7 +41,7 @@ WIDER = Ratios(right=0.5)
 
 
 def emulating(**settings: Any) -> Iterator[Emulator]:
-    """Yield an emulator that runs in a thread of its own."""
+    """Yield an emulator that runs in its own thread."""
     thread = LoopThread()
     thread.start()
     emulator = Emulator(engine="flat", **settings)
@@ -257,7 +257,7 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
 
 
 def test_a_callback_is_received_here_too(kling: KlingClient) -> None:
-    """A program with its own web server may pass callbacks to the client from any thread."""
+    """A program with its own web server can pass callbacks to the client from any thread."""
     call = kling.receive({}, b'{"task_id":"1","task_status":"succeed"}')
     assert call.needs_poll
 
@@ -487,7 +487,7 @@ def test_many_maps_wait_at_once(kling: KlingClient) -> None:
 
 
 def test_the_methods_are_the_same() -> None:
-    """Each method of the asynchronous client exists with the same parameters and the same documentation."""
+    """Each method of the asynchronous client exists, with the same parameters and documentation."""
 
     def verbs(kind: type) -> dict[str, Any]:
         return {name: value for name, value in inspect.getmembers(kind, callable) if name[0] != "_"}

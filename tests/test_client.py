@@ -57,7 +57,7 @@ def counted(emulator: Emulator, *routes: str) -> int:
 
 @virtual_time
 async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> None:
-    """`expand` and `save` write as many pictures as were requested, and are billed once."""
+    """`expand` and `save` write as many pictures as requested, and each is billed once."""
     async with emulated(work_seconds=40) as (emulator, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", ToAspect("16:9"), n=2)
         paths = await result.save(tmp_path)
@@ -170,7 +170,7 @@ async def test_the_dialects_do_not_see_each_others_tasks() -> None:
 
 
 def test_each_documented_request_is_what_the_sdk_sends() -> None:
-    """The SDK sends the fields of every sample, and the emulator accepts the samples."""
+    """The SDK sends the same fields as every sample, and the emulator accepts the samples."""
     editing = json.loads((SAMPLES / "editing-create.request.json").read_text())
     sides = {side: editing[f"{side}_expansion_ratio"] for side in ("up", "down", "left", "right")}
     given = {name: editing[name] for name in ("prompt", "n", "callback_url") if editing.get(name)}
@@ -186,7 +186,7 @@ def test_each_documented_request_is_what_the_sdk_sends() -> None:
 
 @virtual_time
 async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path) -> None:
-    """The plain and the watermarked picture are both saved, the plain one under the photo's name."""
+    """The plain and the watermarked picture are saved, and the plain one is named after the photo."""
     async with emulated() as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER, watermark=True)
         assert result.task.watermark is True
@@ -365,7 +365,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
 
 @virtual_time
 async def test_with_a_secret_other_calls_are_refused() -> None:
-    """With a secret, an unsigned callback is refused without a read."""
+    """With a secret, an unsigned callback raises an error and triggers no read."""
     client: dict[str, Any] = {"schedule": NeverPolls(), "webhook_secret": [SECRET]}
     async with emulated(client, work_seconds=3600) as (emulator, kling):
         task_id = (await kling.create(PHOTO, WIDER)).task_id
@@ -617,7 +617,7 @@ async def test_a_task_is_attached_by_either_id_and_saved(tmp_path: Path) -> None
 
 @virtual_time
 async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
-    """A given store is used and never closed, and `resume` knows its saved files."""
+    """A store passed as `journal` is used and never closed, and `resume` finds its saved files."""
     from kling_expand.store.base import JobState
     from kling_expand.store.sqlite import SQLiteStore
 

@@ -147,7 +147,7 @@ GOOD: dict[str, Any] = {
 
 
 def arguments(function: Callable[..., Any], more: Any = None) -> list[str]:
-    """Return the names of a function's arguments, with those of the typed options *more*."""
+    """Return the names of a function's arguments, including those of the typed options *more*."""
     parameters = inspect.signature(function).parameters.values()
     names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name != "self"]
     open_ended = more and any(each.kind is each.VAR_KEYWORD for each in parameters)
@@ -291,7 +291,7 @@ async def test_text_is_an_aspect(verb: str) -> None:
     ],
 )
 def test_a_misspelt_option_is_told_its_nearest_name(name: str, nearest: str) -> None:
-    """The message suggests an option, whether it is a setting or an argument."""
+    """The message for a misspelled option suggests an option, whether it is a setting or an argument."""
     options: dict[str, Any] = {name: 1}
     with pytest.raises(ConfigurationError, match=f"there is no option '{name}': did you mean {nearest}?"):
         KlingClient(api_key="k", **options)

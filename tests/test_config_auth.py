@@ -42,7 +42,7 @@ def pair(clock: Clock) -> KeyPair:
 
 
 def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
-    """Return the claims of a token whose signature is valid, whatever its times."""
+    """Verify the signature of a token, but not its times, and return its claims."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options: Any = {"verify_exp": False, "verify_nbf": False}
@@ -51,7 +51,7 @@ def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
 
 
 def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
-    """An independent reader finds HS256, the three documented claims and no others."""
+    """An independent implementation finds HS256 and exactly the three documented claims."""
     token = pair.token()
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
     expected = {"iss": "access-key-0123456789", "exp": int(START + LIFE), "nbf": int(START - BACKDATE)}
@@ -73,7 +73,7 @@ def test_a_wrong_secret_is_noticed(pair: KeyPair) -> None:
 
 
 def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Clock) -> None:
-    """One token is used for most of its life, and never close to its end."""
+    """A token is used for most of its lifetime, and never close to its expiry."""
     first = pair.token()
     clock.now = START + LIFE - MARGIN - 1
     assert pair.token() == first
@@ -94,7 +94,7 @@ def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
 
 
 def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None:
-    """A token from the future would not be valid yet, so a new one is made."""
+    """After the clock is set back, a new token is made, because the old one would not be valid yet."""
     first = pair.token()
     clock.now = START - 3600
     assert claims(pair.token())["nbf"] == int(START - 3600 - BACKDATE)
@@ -143,7 +143,7 @@ def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None
 
 @pytest.mark.parametrize("length", range(1, 40, 6))
 def test_a_short_secret_is_no_reason_to_warn(length: int) -> None:
-    """A short secret raises no warning; warnings are errors in the tests."""
+    """A short secret raises no warning. In these tests, a warning is an error."""
     pair = KeyPair("access", "s" * length)
     assert claims(pair.token(), "s" * length)["iss"] == "access"
 
@@ -156,7 +156,7 @@ def test_keys_are_text_in_any_language() -> None:
 
 @pytest.mark.parametrize(("access", "secret"), [("", "s"), ("a", ""), (" ", "s"), ("a", "\n"), ("", "")])
 def test_half_a_pair_is_refused(access: str, secret: str) -> None:
-    """An incomplete key pair is refused at once, before any request."""
+    """An incomplete key pair raises an error at once, before any request."""
     with pytest.raises(ConfigurationError):
         KeyPair(access, secret)
 

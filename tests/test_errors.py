@@ -162,12 +162,12 @@ def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
     ],
 )
 def test_the_message_distinguishes_the_meanings_of_1201(message: str, kind: type[APIError]) -> None:
-    """Two meanings of 1201 have classes of their own, chosen by the message."""
+    """Two meanings of 1201 have their own classes, which the message decides."""
     assert refusal(1201, message, 400) is kind
     assert refusal(1200, message, 400) is BadRequest
 
 
-# ------------------------------------------------------------------ errors that travel
+# ------------------------------------------------------------------ copies of errors
 
 texts = st.text(max_size=30)
 ids = st.none() | texts

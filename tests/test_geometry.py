@@ -150,7 +150,7 @@ def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
 
 @given(st.integers(300, 3000), st.integers(300, 3000), ANCHOR)
 def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
-    """A photo that has the aspect to within half a pixel is refused with advice."""
+    """A photo that has the aspect to within half a pixel raises an error with advice."""
     error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
     assert "must differ" in error.limit
     assert "must differ" in refused(lambda: ToAspect("16:9").ratios(1366, 768)).limit
@@ -211,7 +211,7 @@ def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float
     ],
 )
 def test_what_is_no_aspect_is_refused(aspect: str) -> None:
-    """Any other value is named in the error, with examples of valid ones."""
+    """The error names any other value, with examples of valid ones."""
     error = refused(lambda: ToAspect(aspect))
     assert error.field == "aspect"
     assert '"16:9"' in error.limit
@@ -288,7 +288,7 @@ def test_pixels_are_whole_numbers(value: int) -> None:
 @pytest.mark.parametrize("geometry", [ToAspect("16:9"), ToSize(900, 900), Padding(up=9)])
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (5.0, 5), (True, 5), (5, 2**31)])
 def test_a_photo_has_a_whole_positive_size(geometry: Geometry, size: tuple[int, int]) -> None:
-    """A size that no photo can have is refused before any calculation."""
+    """A size that no photo can have raises an error before any calculation."""
     assert geometry.needs_size
     assert refused(lambda: geometry.ratios(*size)).field in {"width", "height"}
 
@@ -335,7 +335,7 @@ def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, 
 
 
 def test_the_words_of_the_wire_are_kept() -> None:
-    """The direction is normalised, the ratio is a float, and `all` replaces other words."""
+    """The direction is normalized, the ratio is a float, and `all` replaces other words."""
     assert (Towards(" Top, left,top").direction, Towards("top").ratio) == ("left,top", 1.5)
     assert Towards("left,all").direction == "all"
 
@@ -372,7 +372,7 @@ def test_the_vendors_example() -> None:
 def test_the_helper_agrees_with_the_formula_or_names_an_area(
     width: int, height: int, area: float, aspect: float
 ) -> None:
-    """Without negative values the string equals the plain formula to four decimals."""
+    """If no value is negative, the string equals the plain formula to four decimals."""
     across = (math.sqrt(area * width * height * aspect) / width - 1) / 2
     down = (math.sqrt(area * width * height / aspect) / height - 1) / 2
     try:
@@ -521,7 +521,7 @@ def test_the_box_follows_into_a_result_of_any_size(
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5), (5.0, 5), (True, 5), (5, 2**31)])
 def test_a_canvas_has_a_whole_positive_size(size: tuple[int, int]) -> None:
-    """Sizes of zero or fractional pixels are refused."""
+    """Sizes of zero or fractional pixels raise an error."""
     assert refused(lambda: Ratios(up=1).canvas(*size)).field in {"width", "height"}
     assert refused(lambda: Ratios(up=1).canvas(300, 300).scaled(*size)).field in {"width", "height"}
 
@@ -535,7 +535,7 @@ def test_a_canvas_is_rounded_to_the_nearest_pixel() -> None:
 
 
 def test_the_expected_size_is_the_observed_one() -> None:
-    """The only result whose size is known has the expected size."""
+    """The only observed result of the service has the expected size."""
     assert Ratios(right=0.5).canvas(640, 480).expected_size == (1664, 832)
     assert ToAspect("16:9").ratios(600, 400).canvas(600, 400).expected_size == (1536, 864)
 

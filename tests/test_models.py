@@ -76,7 +76,7 @@ def test_documented_statuses_are_known(word: str, status: Status) -> None:
 
 @given(st.text())
 def test_any_other_word_is_unknown(word: str) -> None:
-    """Any other word is an unknown status and not final."""
+    """Any other word is an unknown status, which is not final."""
     if word.strip().lower() not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
         assert Task("1", word).status is Status.UNKNOWN
         assert not Task("1", word).status.final
@@ -208,7 +208,7 @@ def test_no_two_fields_share_a_name() -> None:
 
 @pytest.mark.parametrize("each", request_fields(), ids=lambda each: each.name)
 def test_every_field_is_declared_whole(each: RequestField) -> None:
-    """Every field has a help sentence and a manifest column."""
+    """Every field has a help text and a manifest column."""
     assert each.help.endswith(".")
     assert each.column is not None
     assert (each.metavar is None) == (each.option is None or each.kind is bool)
@@ -236,7 +236,7 @@ def test_text_is_read_by_the_kind_of_the_field(name: str, text: str, value: obje
 
 @pytest.mark.parametrize(("name", "text"), [("n", "two"), ("n", "1.5"), ("n", ""), ("watermark", "maybe")])
 def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, text: str) -> None:
-    """The message names the field and the text."""
+    """The message for text that cannot be converted names the field and the text."""
     with pytest.raises(InvalidRequest) as caught:
         named(name).parse(text)
     assert caught.value.field == name
@@ -252,7 +252,7 @@ def named(name: str) -> RequestField:
 
 
 def refusal(request: ExpandRequest, dialect: Dialect, size: tuple[int, int] | None) -> str:
-    """Return the message that refuses the geometry, after the name of the field."""
+    """Return the message about an invalid geometry, without the name of the field."""
     with pytest.raises(InvalidRequest) as caught:
         resolve_geometry(request, dialect, size)
     return str(caught.value)

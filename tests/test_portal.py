@@ -81,7 +81,7 @@ def test_an_interrupted_wait_cancels_the_work(thread: LoopThread) -> None:
 
 
 def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
-    """After Ctrl-C in a ``for`` loop its source is closed before the exception leaves the loop."""
+    """After Ctrl-C in a ``for`` loop, the source is closed before the exception leaves the loop."""
     ended = threading.Event()
 
     async def source() -> AsyncGenerator[int, None]:
@@ -145,7 +145,7 @@ def test_leaving_early_closes_the_source(thread: LoopThread) -> None:
 
 
 def test_an_iteration_may_outlive_the_loop() -> None:
-    """An iteration left open is closed by `stop`, and raises `ClientClosed` afterwards."""
+    """`stop` closes an iteration that was left open, and the next step raises `ClientClosed`."""
     closed: list[int] = []
     thread = LoopThread()
     thread.start()

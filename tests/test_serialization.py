@@ -115,7 +115,7 @@ def test_a_result_shows_what_a_service_needs() -> None:
 
 
 def test_an_error_shows_its_class_and_its_facts() -> None:
-    """An outcome's error has its class, its text and its public attributes."""
+    """The error of an outcome is written with its class, its text and its public attributes."""
     error = FAILED.to_dict()["error"]
     assert (error["type"], error["message"], error["task_id"]) == ("TaskFailed", "no", "2")
     limited = to_json(RateLimited("slow down", code=1302, status=429, retry_after=5.0))

@@ -88,7 +88,7 @@ def test_each_run_begins_anew() -> None:
 
 
 def test_a_loop_that_has_worked_closes() -> None:
-    """Closing the loop waits for its threads, in real time."""
+    """Closing the loop waits for its threads in real time."""
     done = []
 
     async def main() -> None:
@@ -139,7 +139,7 @@ async def test_both_sides_take_options() -> None:
 async def test_the_fixtures_are_a_client_and_its_emulator(
     kling_emulator: Emulator, kling_client: KlingClient
 ) -> None:
-    """The plugin's fixtures are a client and its emulator, in real time."""
+    """The fixtures of the plugin are a client and its emulator, in real time."""
     result = await kling_client.expand(PHOTO, Ratios(right=0.5))
     assert result.task_id in kling_emulator.account.tasks
 

@@ -97,7 +97,7 @@ def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note:
     ids=["bare", "unpadded", "blanks"],
 )
 def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
-    """A secret without its prefix or padding, or with blanks around it, is the same key."""
+    """A secret without its prefix or padding, or with surrounding blanks, is the same key."""
     assert reader(secret).parse(VECTOR, VECTOR_BODY).verified
 
 
@@ -350,7 +350,7 @@ def test_unsigned_calls_leave_nothing_in_memory() -> None:
     assert grown < 50_000
 
 
-# ---------------------------------------------------------------------------- repeated calls
+# ---------------------------------------------------------------------------- repeated callbacks
 
 
 def test_a_repeated_call_is_sent_apart() -> None:
@@ -535,7 +535,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("body", "needs_poll"), CALLS)
 def test_only_a_complete_verified_call_needs_no_poll(body: bytes, *, needs_poll: bool) -> None:
-    """A verified call is delivered unless a success lacks its pictures; an unverified one never is."""
+    """A verified callback is delivered, unless a success has no pictures. An unverified one never is."""
     assert needs_poll == reader().parse(signed(body), body).needs_poll
     assert Webhooks().parse(signed(body), body).needs_poll
 

@@ -1,7 +1,7 @@
 """A temporary PostgreSQL server in a directory, for development and tests.
 
-The server listens on a Unix socket in a directory that no other user can enter, because any client that can
-connect can run programs as the server's user. The server stops when the process that started it ends, even if
+The server listens on a Unix socket in a directory that no other user can enter. Otherwise any user could
+connect and run programs as the server's user. The server stops when the process that started it ends, even if
 that process is killed with SIGKILL.
 """
 
@@ -83,7 +83,7 @@ class Cluster:
 
         Raises:
             ConfigurationError: if PostgreSQL is not installed, `initdb` fails, or the directory exists, has
-                too long a path, or cannot be entered by the server's user.
+                a path that is too long, or cannot be entered by the server's user.
         """
         if len(os.fsencode(self._folder / ".s.PGSQL.5432")) > _MAX_SOCKET_PATH:
             raise ConfigurationError(

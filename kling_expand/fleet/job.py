@@ -507,9 +507,8 @@ async def save(
     """Save the pictures of *result* to *target* and return their paths or URLs.
 
     *target* is a directory, a template, or the URL of a directory in an object store. *name* fills the
-    template's `{name}`. In a directory, the names of the files also contain the job's id, so that the
-    pictures of photos with the same name do not overwrite each other. If *full_size* is a photo, the pictures
-    are saved at its size.
+    template's `{name}`. File names in a directory also contain the job's id, so that photos with the same
+    name do not conflict. If *full_size* is a photo, the pictures are saved at its size.
 
     Raises:
         DownloadError: if a picture cannot be downloaded or written.

@@ -15,9 +15,9 @@ queue        its jobs
 ``:save``    succeeded jobs whose pictures could not be saved yet
 ===========  ==============================================================================================
 
-Two kinds of pictures count against an account's limit: those of its permits, and those of its tasks at the
-service that no worker follows any more. A job gets its permits before its task exists. A job of n pictures
-takes n permits at once or none, so two jobs can never each hold a part of theirs and block each other.
+An account's limit applies to the pictures of its permits and of those tasks that no worker follows any more.
+A job gets its permits before its task exists. A job of n pictures takes n permits at once or none. So two
+jobs can never each hold a part of their permits and block each other.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """A fleet worker, which takes jobs from the queue and executes them until it is stopped.
 
-A worker runs in sessions, each with its own lease and client. A session ends when the worker is stopped, when
-its lease has ended, or when the worker switches between normal jobs and jobs that must run alone. Its running
-tasks are then handed over to later sessions, of this or another worker. This costs nothing, because any
-session can follow any task.
+A worker runs in sessions, each with its own lease and client. A session ends when the worker is stopped or
+its lease has ended. It also ends when the worker switches between normal jobs and jobs that must run alone.
+The running tasks of a session are then handed over to later sessions, of this or another worker. This costs
+nothing, because any session can follow any task.
 """
 
 import asyncio

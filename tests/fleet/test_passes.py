@@ -140,7 +140,7 @@ async def test_a_pass_is_followed_without_the_photo(
 async def leave_between_passes(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> psycopg.Connection:
-    """Leave behind a job without a photo, whose first pass is paid for and whose account is in arrears."""
+    """Leave behind a job with a paid first pass, when its photo is gone and the account is in arrears."""
     emulator.faults.script("create", "ok", Fault("error", code=1101))
     async with working(dsn, emulator, max_in_flight=1):
         await fleet.submit(wide(portrait), passes=2)

@@ -1,7 +1,7 @@
 """The JSON of a task in responses and callbacks.
 
-Three forms exist: `object`, the current documentation; `array`, the oldest one, without the newer fields; and
-`outputs`, which newer APIs of the vendor and the console's test callback use.
+Three forms exist. `object` is that of the current documentation. `array` is the oldest one, without the newer
+fields. `outputs` is used by newer APIs of the vendor and by the test callback of the vendor's console.
 """
 
 from typing import Any

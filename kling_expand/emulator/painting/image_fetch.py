@@ -1,8 +1,8 @@
 """Downloads of images given by URL: over http(s), within limits, from public addresses.
 
-An address is checked when its socket is created. So it does not matter how a URL writes the address (decimal,
-octal, IPv4 within IPv6), or whether a name resolves differently at its second lookup. As on the real service,
-a failed download fails the task and not the create.
+An address is checked when its socket is created. So the check cannot be evaded by another notation in the URL
+(decimal, octal, IPv4 within IPv6), or by a name that resolves differently at its second lookup. As on the
+real service, a failed download fails the task and not the create.
 """
 
 import asyncio

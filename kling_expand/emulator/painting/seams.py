@@ -51,8 +51,8 @@ def smooth_seam(painted: Pixels, canvas: Canvas) -> Pixels:
 def restore_detail(painted: Pixels, original: Pixels, canvas: Canvas) -> Pixels:
     """Add the detail and grain that the small canvas lost, mirrored from the original across the seam.
 
-    Next to the seam all of it is added, so that no edge shows. Farther out only grain of usual strength is
-    added, and only where the painted color resembles the mirrored one, so that no edges are repeated.
+    Next to the seam all of it is added, so that no edge shows. Farther out, only grain of usual strength is
+    added, and only where the painted color resembles the mirrored one. So no edges of objects are repeated.
     """
     left, top, right, bottom = canvas.box
     inner = painted[top:bottom, left:right].astype(np.float32)

@@ -257,7 +257,7 @@ FOCUSED = """() => {
 
 
 async def tab_to(visit: Visit, name: str) -> None:
-    """Press Tab until the control of this name is focused; each control on the way must show its focus."""
+    """Press Tab until the control with this name is focused. Each control in between must show its focus."""
     for _ in range(90):
         await visit.page.keyboard.press("Tab")
         found, seen = await visit.page.evaluate(FOCUSED)
@@ -288,7 +288,7 @@ async def test_a_photo_is_dropped(browser: Browser) -> None:
 
 
 async def drop(visit: Visit, name: str, kind: str, content: bytes, *, padding: int = 0) -> None:
-    """Drop a file on the page, with some zero bytes at its end."""
+    """Drop a file on the page, with *padding* zero bytes at its end."""
     await visit.page.evaluate(
         """([name, type, text, padding]) => {
             const bytes = Uint8Array.from(atob(text), (each) => each.charCodeAt(0));

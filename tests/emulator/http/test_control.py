@@ -7,7 +7,7 @@ from support.raw_client import EDITING, calling, order
 
 
 async def test_the_clock_is_advanced_over_http() -> None:
-    """An advance of the clock ends a task, and one by 30 days removes it and its pictures."""
+    """When the clock is advanced, a task ends, and 30 days later it is removed with its pictures."""
     async with calling(queue_seconds=10, work_seconds=10) as call:
         task_id = await call.create(external_task_id="x")
         await call("POST", "/_emulator/advance", json={"seconds": 20})

@@ -154,7 +154,7 @@ def test_the_mark_reads_on_any_ground(colour: str) -> None:
 
 @pytest.mark.parametrize("misregister", ["3,-2,1", "0.4,0.7,1.006", "-5,0,0.99"])
 def test_a_misregistered_picture_lies_where_the_setting_says(misregister: str) -> None:
-    """A white square moves and grows by the given shifts and scale, to a tenth of a pixel."""
+    """A white square moves by the given shifts and grows by the scale, to a tenth of a pixel."""
     shift_x, shift_y, scale = map(float, misregister.split(","))
     before = np.zeros((200, 300, 3), np.uint8)
     before[60:100, 200:260] = 255

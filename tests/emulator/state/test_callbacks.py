@@ -133,7 +133,7 @@ def test_the_published_vector() -> None:
 
 
 async def delivered(call: Caller, what: str, count: int = 1) -> None:
-    """Wait until the count of delivered or undelivered callbacks, *what*, is *count*."""
+    """Wait until *count* callbacks are "delivered" or "undelivered", as *what* says."""
     while call.emulator.account.callbacks[what] < count:  # noqa: ASYNC110 - the counts are plain numbers
         await asyncio.sleep(0)
 

@@ -22,7 +22,7 @@ export class Live {
     }
   }
 
-  // A new connection receives everything again, because it may be to another emulator.
+  // Each connection starts with an empty state, because the emulator may be another one.
   begin() {
     this.tasks.clear();
     this.calls = [];

@@ -1,4 +1,4 @@
-// Reads a photo: returns its name, size in pixels and Base64, or throws an Error that names the broken rule.
+// Reads a photo. `read` returns its name, size in pixels and Base64, or throws an Error that names the broken rule.
 
 import { h } from "./dom.js";
 
@@ -40,8 +40,8 @@ export async function sample(path) {
   return read(new File([blob], path.split("/").pop(), { type: blob.type }));
 }
 
-// Returns width and height as stored, because the service ignores the EXIF orientation. `naturalWidth` applies it, but
-// the layout size under `image-orientation: none` does not.
+// Returns the width and height as stored, because the service ignores the EXIF orientation. `naturalWidth` applies the
+// orientation, but the layout size under `image-orientation: none` does not.
 export async function measure(src) {
   const image = h("img", { class: "as-stored", alt: "", src });
   document.body.append(image);

@@ -110,7 +110,7 @@ class KlingClient:
         journal: a file, or a `JobStore`, that records each job before it is sent, so that the job continues
             after a crash. With a journal, the same photo with the same parameters is the same job, even in a
             later process and without a `key`. It is not paid for again, and its result is returned. To run
-            such a job again, submit it with ``fresh=True``. The future raises `DuplicateTask` if the job has
+            the job again, submit it with ``fresh=True``. The future raises `DuplicateTask` if the job has
             a task under another ``external_task_id``, or if a given ``external_task_id`` belongs to another
             job. A journal file belongs to one service and one account.
         schedule: the schedule by which tasks are polled, by default an `AdaptiveSchedule`. The task durations
@@ -393,8 +393,8 @@ class KlingClient:
         with an error. After *max_failures* failures, jobs that were not sent are cancelled and no further
         request is read. *deadline*, *priority* and *fresh* apply to each job, as in `submit`.
 
-        A request may also be a mapping of its fields, or a function that returns it. An error in such a row
-        becomes its outcome. An error in *requests* itself is raised after the outcomes of all earlier rows.
+        Each item is a request, a mapping of its fields, or a function that returns it. An error in an item
+        becomes its outcome. An error in *requests* itself is raised after all earlier outcomes.
 
         *save_to* is a target as in `ExpandResult.save`, or a function that returns one for a request. It is
         checked before the job is sent. The pictures are saved before their outcome is yielded, and its

@@ -546,7 +546,7 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
 
 
 def _named(aspect: float) -> str:
-    """Return ``16:9`` if the aspect is such a fraction, or else a decimal."""
+    """Return the aspect as a fraction of small numbers, such as ``16:9``, or else as a decimal."""
     from fractions import Fraction  # imported here, as only messages need it
 
     fraction = Fraction(aspect).limit_denominator(50)

@@ -155,8 +155,8 @@ async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]
 class BoundedMap:
     """A map that holds at most *prefetch* requests at a time between its source and its reader.
 
-    A request counts from just before it is read until the reader asks for the outcome after its own. So a
-    slow reader slows the source. `submit` starts a job and may give it a deadline. The outcome holds what
+    A request counts from just before it is read until the reader has processed its outcome. So a slow
+    reader slows the source. `submit` starts a job and may give it a deadline. The outcome holds what
     awaiting the job's future returns or raises. `cancel` cancels a job that was not sent yet, and has no
     effect on a job that was. With `save_to`, the pictures are saved before the outcome is yielded, while
     other jobs use the slots.

@@ -757,10 +757,9 @@ class TaskFuture:
 
     `await future` returns the `ExpandResult` or raises an error. The error is `TaskFailed` if the task
     failed, another `KlingError` if a call failed, and `DeadlineExceeded` if *deadline_at* (loop time) passes
-    first.
-    An expired deadline is not a failure: the task continues, and a later await has no time limit. Cancelling
-    one awaiter does not affect the others. If a task exists or may exist by then, its ids are logged and
-    added to the `CancelledError` as a note.
+    first. An expired deadline is not a failure. The task continues, and a later await has no time limit.
+    Cancelling one awaiter does not affect the others. If a task exists or may exist by then, its ids are
+    logged and added to the `CancelledError` as a note.
 
     An error that is never retrieved is logged with its ids when the last future of the task is
     garbage-collected or the client closes. `await`, `result`, `exception`, `error`, `task` and iteration
@@ -919,7 +918,7 @@ class TaskFuture:
         return task
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as in the standard library
-        """Wait until the future is done, at most *timeout* seconds. Return whether it is done."""
+        """Wait until the future is done, for at most *timeout* seconds. Return whether it is done."""
         check(timeout=timeout)
         wait_until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:

@@ -58,11 +58,11 @@ RESTART_PAUSE = 1.0  # seconds after an unexpected exception in the loop
 MAX_PAGES = 4  # list pages read in one poll, unless more tasks than that are missing
 MIN_PAGE, MAX_PAGE = 30, 500  # tasks on a page; the maximum is the service's (documented)
 FOREIGN_TASKS = 20  # other programs' tasks that may stand between ours on a page
-SMOOTHING = 0.97  # decay of the number of listed tasks per list poll
+SMOOTHING = 0.97  # factor by which the remembered number of listed tasks falls per list poll
 CHECK_AFTER = 5.0  # seconds without evidence that a list is up to date before it is checked
 EXPECTED_ENDS = 2.0  # number of probably missed ends at which a list is checked
 CHECK_SPACING = 0.05  # seconds between the single reads that replace a bad list or missed callbacks
-CALLBACK_CHECK = 1.0  # seconds between checks that callbacks still come
+CALLBACK_CHECK = 1.0  # seconds between checks that callbacks still arrive
 SAMPLE_SIZE = 32  # tasks in the sample for a check, so that its cost is bounded
 
 

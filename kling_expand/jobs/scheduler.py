@@ -125,8 +125,8 @@ class WeightedSemaphore:
 class Slots(WeightedSemaphore):
     """The account's parallel slots. A task of n pictures holds n, from its create until its end is known.
 
-    `limit` is the most that may be held. `capacity` (0 to `limit`) is an estimate of how many the service
-    allows. It follows additive increase and multiplicative decrease (AIMD):
+    `limit` is the largest number of slots that may be held. `capacity` (0 to `limit`) is an estimate of how
+    many the service allows. It follows additive increase and multiplicative decrease (AIMD):
 
     | event                                  | capacity               | next growth                       |
     |----------------------------------------|------------------------|-----------------------------------|
@@ -139,10 +139,10 @@ class Slots(WeightedSemaphore):
     | a running task is attached             | ≥ number in progress   | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
-    1303 no create is sent for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
-    with each refusal at about the same level, up to 300 s, and returns to 2 s once the level has changed. So
-    free slots are found within about the time for which they were in use, at most 300 s, even if none of our
-    tasks ends.
+    1303, no create is sent for 1 s (documented). The pause before the next probe is 2 s at first. It doubles
+    with each refusal at about the same number of running pictures, up to 300 s, and returns to 2 s once that
+    number has clearly changed. So slots that another program held are found within about as long as it held
+    them, and within 300 s at most, even if none of our tasks ends.
 
     A caller acquires slots and sends the create. If it succeeds, the caller calls `accepted` and later
     `ended`. After a 1303 the caller calls `refused` with the epoch that `acquire` returned. If no task was

@@ -250,7 +250,7 @@ class JobStore(ABC):
         request has one. A known key with different parameters is a new job, and a warning is logged.
 
         Raises:
-            JournalError: if it cannot be stored, or another job has the request's `external_task_id`.
+            JournalError: if the job cannot be stored, or another job has the request's `external_task_id`.
         """
         request, source = prepared.request, prepared.photo.source
         now = self._clock()

@@ -104,7 +104,7 @@ async def test_unordered_outcomes_come_as_they_end() -> None:
 
 @virtual_time
 async def test_a_slow_reader_slows_the_source() -> None:
-    """No request is taken in place of an unread outcome, so at most `prefetch` requests are held."""
+    """The map reads at most `prefetch` requests more than the reader has read outcomes."""
     service, made = Service(lambda _future, _index: 0.0), 0
 
     def source() -> Iterator[ExpandRequest]:

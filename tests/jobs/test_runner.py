@@ -1312,7 +1312,7 @@ async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: i
 
 @virtual_time
 async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning, and the error of the job, say that a job whose photo was bytes cannot be resumed."""
+    """A job whose photo was bytes cannot be resumed, as one warning and the job's own error say."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()

@@ -82,7 +82,7 @@ async def test_the_age_of_a_create_is_never_too_high(
         assert await store.post_age(await intend(store)) == age
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when it was started")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports when it was started")
 async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
     """By default, the age of a create is counted by the time since the system's last start."""
     assert boot_time() is not None

@@ -65,7 +65,6 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _TAIL = 1024  # bytes at the end of a file in which its end marker is expected
-_ORIENTATION = 0x0112  # the EXIF tag
 
 T = TypeVar("T")
 
@@ -530,7 +529,7 @@ def _orientation(segment: bytes) -> int:
     start = int.from_bytes(tiff[4:8], order)
     for entry in range(int.from_bytes(tiff[start : start + 2], order)):
         field = tiff[start + 2 + 12 * entry :][:12]
-        if int.from_bytes(field[:2], order) == _ORIENTATION:
+        if int.from_bytes(field[:2], order) == ORIENTATION:
             found = int.from_bytes(field[8:10], order)
             return found if found in range(1, 9) else 1
     return 1

@@ -54,6 +54,7 @@ MAX_PIXELS = 2**31 - 1  # the longest side that a PNG can have
 TIER = 1664 * 832  # approximate pixels of a result (observed once: 640x480 with right 0.5 became 1664x832)
 TIER_STEP = 32  # pixels; the sides of a result are multiples of it (observed)
 TIER_MAX_SIDE = 4096  # pixels (inferred)
+_PIXEL = 1 + 1e-9  # one pixel, with room for the rounding error of an aspect
 
 
 Sides = tuple[float, float, float, float]  # growth up, down, left and right, possibly beyond the limits
@@ -102,7 +103,7 @@ class Canvas:
         fitting = [
             (width, height)
             for width, height in candidates
-            if abs(width - height * aspect) <= 1 and abs(height - width / aspect) <= 1
+            if abs(width - height * aspect) <= _PIXEL and abs(height - width / aspect) <= _PIXEL
             if width <= TIER_MAX_SIDE and 0.8 <= width * height / TIER <= 1.25
         ]
         if fitting:

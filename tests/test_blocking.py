@@ -227,8 +227,8 @@ def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
         for outcome in kling.map([bad, good, good, good]):
             assert outcome.error is not None
             break
-        assert len(endless.account.tasks) <= 1
-        assert len(kling.list()) == len(endless.account.tasks)
+        created = len(endless.account.tasks)  # a create that was sent may still arrive
+        assert created <= len(kling.list()) <= len(endless.account.tasks) <= 1
 
 
 def test_tasks_are_found_again(kling: KlingClient) -> None:

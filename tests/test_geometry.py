@@ -541,6 +541,7 @@ def test_the_expected_size_is_the_observed_one() -> None:
 
 
 @given(SIDE, SIDE, st.tuples(*[st.sampled_from([0, 0.1, 0.25, 0.5])] * 4))
+@example(480, 855, (0.25, 0.5, 0.25, 0.25))  # a multiple of 32 that is exactly one pixel off
 def test_the_expected_size_is_that_of_the_emulator(
     width: int, height: int, sides: tuple[float, float, float, float]
 ) -> None:

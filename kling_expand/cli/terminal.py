@@ -94,6 +94,8 @@ SHELL_WORDS = {
     ", and the future can be awaited again": "; run the same command again to wait for it",
     "omit it to continue that job, or give another key, or fresh=True": "leave it out to continue that job, "
     "or give the row another value in the column `key`, or use --fresh",
+    "convert it, for example with Pillow: Image.open(name).convert('RGB').save('photo.jpg')": "convert it to "
+    "PNG or JPEG with another program",
     "give another one, or attach to that task": "give another one, or use `kling-expand wait`",
 }
 

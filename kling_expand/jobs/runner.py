@@ -104,7 +104,7 @@ class Budget:
             if left is not None and needed > left:
                 later = f" and {aside.wanted} for later passes" if aside.wanted else ""
                 limit = f"must cover the next job ({request.units} units{later})"
-                raise BudgetExceeded("budget", f"{left} of {self.limit} units left", limit)
+                raise BudgetExceeded("budget", f"{max(left, 0)} of {self.limit} units left", limit)
             aside.held = aside.wanted
             self._held += aside.held
         self.units_due += request.units

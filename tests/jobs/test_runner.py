@@ -2,8 +2,9 @@
 
 import asyncio
 import io
-import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -1102,8 +1103,9 @@ async def test_a_request_may_be_changed_and_sent_once_more() -> None:
 
 
 def test_logging_is_quiet_by_default() -> None:
-    """The library adds no handler to its loggers."""
-    assert logging.getLogger("kling_expand").handlers == []
+    """The library adds no handler to its loggers. A new interpreter has none from the commands."""
+    code = "import logging, kling_expand.client; print(logging.getLogger('kling_expand').handlers)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 # ------------------------------------------------------------------ cancelled

@@ -24,7 +24,7 @@ from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import NO_SHAPE, Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, shell_words, show
 from kling_expand.config import Settings, account_name, credentials
-from kling_expand.downloads.files import SUFFIXES, SaveOptions, output_paths
+from kling_expand.downloads.files import SUFFIXES, SaveOptions, check_target, output_paths
 from kling_expand.errors import (
     GeometryError,
     ImageError,
@@ -577,7 +577,7 @@ def _checked(
         text = HAS_SHAPE if known else error.message
         return evolve(row, error=text, error_type=GeometryError.__name__), None, warnings
     except KlingError as error:
-        return evolve(row, error=error.message, error_type=type(error).__name__), None, warnings
+        return evolve(row, error=shell_words(error.message), error_type=type(error).__name__), None, warnings
     return row, checked, (*warnings, *checked.notes)
 
 
@@ -659,6 +659,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
 
 def _check_target(target: str, format: str | None) -> None:  # noqa: A002 - the name of the option
     """Raise `InvalidRequest` if no picture could be saved to *target*, before any is paid for."""
+    check_target("output", target)
     (path,) = _sample_paths(0, target, 1)
     if format is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
         limit = "must not have the suffix of another format, because the pictures are PNG"

@@ -713,20 +713,26 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     open_jobs = {job.open_id: job for job in jobs if job.open_id}
     if not open_jobs:
         return
-    count, connection = plural(len(open_jobs), "task"), plan.connection
+    connection = plan.connection
     whole = plan.journal and any(job.passes for job in open_jobs.values())  # `wait` omits later passes
     words = f"resume {quote(plan.journal)}" if whole else "wait"
     resume = connection.resume_command(words, plan.output.target)
+    words = _open_tasks(len(open_jobs), emulated=not resume)
+    click.echo(f"{words}:" if resume else words, err=True)
     if not resume:
-        click.echo(f"{count} stopped with the local emulator; nothing is billed", err=True)
         return
-    verb = "continues" if len(open_jobs) == 1 else "continue"
-    click.echo(f"{count} {verb} at the service, which cannot cancel tasks:", err=True)
     for any_id, job in open_jobs.items():
         external_id = (job.future and job.future.external_task_id) or "-"
         known = f"external id {external_id}" if job.future and job.future.task else "not confirmed"
         click.echo(clean(f"  {any_id}  {known}  {job.label}"), err=True)
     click.echo(clean(f"resume with: {resume}{'' if whole else ' '.join(open_jobs)}".rstrip()), err=True)
+
+
+def _open_tasks(count: int, *, emulated: bool) -> str:
+    tasks = plural(count, "task")
+    if emulated:
+        return f"{tasks} stopped with the local emulator; nothing is billed"
+    return f"{tasks} {'continues' if count == 1 else 'continue'} at the service, which cannot cancel tasks"
 
 
 async def _summarize(
@@ -769,8 +775,7 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     else:
         yield f"{money(usage.billed)} billed for all jobs in {plan.journal}"
     if usage.open:
-        verb = "continues" if usage.open == 1 else "continue"
-        yield f"{plural(usage.open, 'task')} {verb} at the service, which cannot cancel tasks"
+        yield _open_tasks(usage.open, emulated=plan.connection.emulator)
     if progress.interrupted:
         yield f"interrupted: {_AGAIN} to continue; nothing is paid for twice"
     elif progress.failed or progress.not_sent:

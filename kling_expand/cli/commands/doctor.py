@@ -92,7 +92,9 @@ async def _request(auth: Auth, settings: Settings) -> list[Finding]:
     took = time.monotonic() - began
     service = Finding("service", good=True, text=f"{settings.base_url} answered in {took:.2f} s")
     if error is not None and not isinstance(error, AuthenticationError):
-        service = Finding("service", good=False, text=f"{settings.base_url}: {error}")
+        named = settings.base_url in str(error)
+        text = str(error) if named else f"{settings.base_url}: {error}"
+        service = Finding("service", good=False, text=text)
     return [_accepted(auth, error), service, *(_clock(*clock) for clock in clocks[:1])]
 
 

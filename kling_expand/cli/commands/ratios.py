@@ -57,7 +57,8 @@ def measure(photo: str) -> tuple[int, int]:
 
     loaded = asyncio.run(load_photo(photo))
     if loaded.width is None or loaded.height is None:
-        raise InvalidRequest("photo", photo, "must be a file", "for a URL, pass the photo's size as WxH")
+        advice = "download it, or use `ratios` with its size as WxH"
+        raise InvalidRequest("photo", photo, "must be a file", advice)
     return loaded.width, loaded.height
 
 

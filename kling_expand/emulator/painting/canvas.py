@@ -14,6 +14,7 @@ Ratios = tuple[float, float, float, float]  # up, down, left, right, in sides of
 TIER = 1664 * 832  # approximate number of pixels of a result
 MAX_SIDE = 4096  # pixels
 _STEP = 32  # pixels
+_PIXEL = 1 + 1e-9  # one pixel, with a margin for the rounding of floats
 _NEAR_TIER = (0.8, 1.25)  # multiples of 32 are preferred within these factors of TIER
 
 
@@ -60,7 +61,7 @@ def _multiples_of_step(aspect: float) -> Iterator[tuple[int, int]]:
     """Yield sizes in multiples of 32 near the tier, with each side within a pixel of the aspect."""
     for height in range(_STEP, MAX_SIDE + 1, _STEP):
         width = _STEP * round(height * aspect / _STEP)
-        fits = abs(width - height * aspect) <= 1 and abs(height - width / aspect) <= 1
+        fits = max(abs(width - height * aspect), abs(height - width / aspect)) <= _PIXEL
         if fits and width <= MAX_SIDE and _NEAR_TIER[0] <= width * height / TIER <= _NEAR_TIER[1]:
             yield width, height
 

@@ -288,14 +288,20 @@ class SQLiteStore(JobStore):
     async def get_from_any(self, external_task_id: str) -> JobRecord | None:
         """Return the record with this id, even from the file of another worker, or None.
 
-        That file is copied before it is read, because its worker has locked it.
+        That file is copied before it is read, because its worker has locked it. A file that cannot be read
+        is an error only if no other file has the job.
         """
         found = await self.get(external_task_id)
-        if found is None and WORKER in self._given:
-            statement = partial(newest, "external_task_id = ?", (external_task_id,))
-            for path in await asyncio.to_thread(worker_files, self._given):
-                if path != self.path:
-                    found = found or await asyncio.to_thread(read_copy, path, statement)
+        statement = partial(newest, "external_task_id = ?", (external_task_id,))
+        errors: list[JournalError] = []
+        for path in [] if found else await asyncio.to_thread(worker_files, self._given):
+            try:
+                if found is None and path != self.path:
+                    found = await asyncio.to_thread(read_copy, path, statement)
+            except JournalError as error:
+                errors.append(error)
+        if found is None and errors:
+            raise errors[0]
         return found
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:

@@ -324,6 +324,8 @@ def copy_file(path: str, folder: str) -> str:
 def read_copy(path: str, statement: Statement) -> Any:
     """Return what *statement* finds in a copy of a file that another process may be writing.
 
+    A file without tables is new, or its process was killed at the start. The result is then None.
+
     Raises:
         JournalError: if the file cannot be read.
     """
@@ -332,7 +334,8 @@ def read_copy(path: str, statement: Statement) -> Any:
         try:
             with contextlib.closing(sqlite3.connect(copy)) as db:
                 db.execute("PRAGMA synchronous = OFF")  # the copy is deleted at once
-                return statement(db)
+                tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                return statement(db) if tables else None
         except sqlite3.Error as error:
             raise JournalError(f"the journal {path} cannot be read ({error})") from error
 

@@ -52,9 +52,19 @@ async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
         assert await second.get_from_any("unknown") is None
         assert [await second.get(each) for each in ids] == [None, None]
         await first.mark_unsent(ids[1])  # the first worker still has its file
-    (tmp_path / "jobs-3.db").write_bytes(b"no journal")
+
+
+async def test_a_file_of_another_worker_hides_no_job(tmp_path: Path) -> None:
+    """A file without tables holds no job, and an unreadable file is an error only if no other has the job."""
+    name = tmp_path / "jobs-{worker}.db"
     async with SQLiteStore(name) as store:
-        with pytest.raises(JournalError, match=r"jobs-3\.db cannot be read"):
+        (tmp_path / "jobs-1.db").touch()  # its worker was killed before it had created the tables
+        assert await store.get_from_any("unknown") is None
+        (tmp_path / "jobs-2.db").write_bytes(b"no journal")
+        async with SQLiteStore(tmp_path / "jobs-3.db") as other:
+            job = await intend(other, "k")
+        assert await store.get_from_any(job.external_task_id) == job
+        with pytest.raises(JournalError, match=r"jobs-2\.db cannot be read"):
             await store.get_from_any("unknown")
 
 

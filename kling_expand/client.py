@@ -174,13 +174,8 @@ class KlingClient:
             settings, self._auth, http=http, trace_configs=trace_configs, rng=rng, emit=emit, clock=clock
         )
         self._schedule = schedule or AdaptiveSchedule()
-        self._poller = Poller(
-            _Reads(session, settings.dialect),
-            self._schedule,
-            poll_timeout=settings.poll_timeout,
-            refusal_timeout=settings.refusal_timeout,
-            emit=emit,
-        )
+        reads = _Reads(session, settings.dialect)
+        self._poller = Poller(reads, self._schedule, settings, emit=emit)
         self._account = account_name(settings, self._auth)
         self._store, self._owns_store = _store(journal, run, self._account, clock)
         self._slots = slots or Slots(settings.max_in_flight)

@@ -164,7 +164,7 @@ class Settings:
       `upload_speed` (bytes per second).
     - `retry_timeout` limits how long one call is retried. Lookups of a lost create do not count.
     - `max_retry_after` is the longest `Retry-After` that is obeyed. If the service asks for a longer wait,
-      the call raises `RateLimited`.
+      a poll waits this long, and any other call raises its error.
     - `poll_timeout` limits how long a task is polled while every read of it fails, and `refusal_timeout`
       while every read of it is refused.
     - `download_timeout` limits the download of one picture with all its retries. An attempt ends after

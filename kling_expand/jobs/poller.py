@@ -18,7 +18,8 @@ have stopped. A single missed callback is enough to poll more often at once.
 
 No single response ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds. Both are counted from the first of at least
-`MIN_FAILURES` bad responses in a row. An unknown status counts as a good response for `poll_timeout`.
+`MIN_FAILURES` bad responses in a row. An unknown status counts as a good response for `poll_timeout`. The
+next read waits as long as a ``Retry-After`` asks for, but at most `max_retry_after` seconds.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from typing import Any, Protocol, Self
 
 from attrs import evolve
 
+from kling_expand.config import Settings
 from kling_expand.errors import (
     APIError,
     KlingError,
@@ -121,10 +123,9 @@ class Poller:
         self,
         reads: Reads,
         schedule: PollSchedule,
+        settings: Settings,
         *,
         registry: TaskRegistry | None = None,
-        poll_timeout: float = 900.0,
-        refusal_timeout: float = 60.0,
         emit: Listener | None = None,
     ) -> None:
         self.registry: TaskRegistry = TaskRegistry() if registry is None else registry
@@ -133,8 +134,7 @@ class Poller:
         self._reads = reads
         self._emit = emit
         self._schedule = schedule
-        self._poll_timeout = poll_timeout
-        self._refusal_timeout = refusal_timeout
+        self._settings = settings
         self._open: dict[TaskRecord, PolledTask] = {}
         self._added = 0  # tasks added so far
         self._heap: list[tuple[float, int, PolledTask]] = []
@@ -497,8 +497,8 @@ class Poller:
         elif not entry.listed:
             wait = self._next_read([entry], now)
             if failure is not None:
-                hint = failure.retry_after if isinstance(failure, APIError) else None
-                wait = max(hint or 0.0, min(wait, FAILURE_PAUSE))
+                asked = failure.retry_after if isinstance(failure, APIError) else None
+                wait = max(min(asked or 0.0, self._settings.max_retry_after), min(wait, FAILURE_PAUSE))
             self._push(entry, now + wait)
 
     def _failed(self, entry: PolledTask, error: KlingError) -> None:
@@ -526,12 +526,16 @@ class Poller:
         """Return whether *error* ends the wait after *failing* seconds of bad responses."""
         known = entry.record.task is not None or entry.record.job is not None
         if not error.retryable and not known:
-            limit = min(NOT_FOUND_TIMEOUT, self._poll_timeout)
+            limit = min(NOT_FOUND_TIMEOUT, self._settings.poll_timeout)
             return not isinstance(error, TaskNotFound) or failing >= limit
         # Neither a failed first connection nor a pause beyond `max_retry_after` ends the wait for a known
         # task.
         passing = error.retryable or isinstance(error, RateLimited | TransportError)
-        limit = self._poll_timeout if passing else min(self._refusal_timeout, self._poll_timeout)
+        limit = (
+            self._settings.poll_timeout
+            if passing
+            else min(self._settings.refusal_timeout, self._settings.poll_timeout)
+        )
         return failing >= limit and entry.failures >= MIN_FAILURES
 
     # ------------------------------------------------------------------ responses
@@ -558,7 +562,7 @@ class Poller:
         newer = entry.record.deliver(self._completed(entry, task, now))
         if task.status is not Status.UNKNOWN:
             entry.odd_since = inf
-        elif now - min(entry.odd_since, now) >= self._poll_timeout:
+        elif now - min(entry.odd_since, now) >= self._settings.poll_timeout:
             word = task.task_status
             entry.record.fail(ProtocolError(f"the service keeps returning the unknown status {word!r}"))
         else:

@@ -23,6 +23,7 @@ from kling_expand import (
     ProtocolError,
     RateLimited,
     ServerError,
+    Settings,
     Task,
     TaskFailed,
     TaskFuture,
@@ -143,7 +144,9 @@ def watching(
 
     async def main() -> None:
         service = Service()
-        async with Poller(service, schedule or ExponentialSchedule(Random(1)), poll_timeout=budget) as poller:
+        async with Poller(
+            service, schedule or ExponentialSchedule(Random(1)), Settings(poll_timeout=budget)
+        ) as poller:
             watched.append(PolledTask(poller, service))
             await test(watched[0])
 
@@ -569,8 +572,9 @@ def test_a_task_may_be_invisible_for_a_while() -> None:
     watching(test)
 
 
-def test_the_service_may_ask_for_patience() -> None:
-    """The `Retry-After` of a failed read is obeyed, even if the schedule would poll sooner."""
+@pytest.mark.parametrize(("asked", "obeyed"), [(40.0, 40), (86_400.0, 300)])
+def test_the_service_may_ask_for_patience(asked: float, obeyed: float) -> None:
+    """The `Retry-After` of a failed read is obeyed up to `max_retry_after`, and polling continues."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
@@ -578,11 +582,11 @@ def test_the_service_may_ask_for_patience() -> None:
 
         def trouble() -> KlingError | None:
             times.append(loop.time())
-            return ServerError("later", retry_after=40.0) if len(times) == 1 else None
+            return ServerError("later", retry_after=asked) if len(times) == 1 else None
 
         watched.service.trouble = trouble
         await watched.begin("1", 5)
-        assert times[1] - times[0] >= 40
+        assert obeyed <= times[1] - times[0] < obeyed + 1
 
     watching(test)
 
@@ -830,7 +834,7 @@ def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
             return Task(task_id, word, created_at=5_000_000, updated_at=5_020_000)
 
         service.task = task  # type: ignore[method-assign]  # a service that sends its clock
-        async with Poller(service, ExponentialSchedule(Random(1)), emit=events.append) as poller:
+        async with Poller(service, ExponentialSchedule(Random(1)), Settings(), emit=events.append) as poller:
             watched = PolledTask(poller, service)
             await watched.begin("1", 20)
             await asyncio.sleep(0)
@@ -846,7 +850,7 @@ def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
 async def test_ten_thousand_open_tasks_are_ordinary() -> None:
     """Ten thousand open tasks need no asyncio tasks of their own."""
     service = Service()
-    async with Poller(service, ExponentialSchedule(Random(1))) as poller:
+    async with Poller(service, ExponentialSchedule(Random(1)), Settings()) as poller:
         watched, rng = PolledTask(poller, service), Random(4)
         futures = [watched.begin(str(i), 20 + 20 * rng.random()) for i in range(10_000)]
         await asyncio.sleep(5)
@@ -860,7 +864,7 @@ async def test_a_failed_task_is_an_end_like_another() -> None:
     """The future of a failed task raises, and the task is no longer polled."""
     service = Service()
     service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]
-    async with Poller(service, ExponentialSchedule(Random(1))) as poller:
+    async with Poller(service, ExponentialSchedule(Random(1)), Settings()) as poller:
         future = PolledTask(poller, service).begin("1", 5)
         with pytest.raises(TaskFailed, match="no"):
             await future

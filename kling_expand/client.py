@@ -715,7 +715,7 @@ class KlingClient:
         if name and (saves := await self._store.saves(name)) is not None:
             await self._store.observe(name, task)
             saved = tuple(path.absolute() for path in paths)
-            earlier = [files for files in saves if saved != files and any(map(Path.exists, files))]
+            earlier = [files for files in saves if saved != files and any(map(os.path.exists, files))]
             await self._store.mark_saved(name, chain(saved, *earlier))
 
     def _require_open(self) -> None:

@@ -637,6 +637,20 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
 
 
 @virtual_time
+async def test_an_earlier_save_that_cannot_be_looked_up_hides_no_result(tmp_path: Path) -> None:
+    """If the file system refuses a saved path, the result is returned and can be saved elsewhere."""
+    from kling_expand.store.sqlite import SQLiteStore
+
+    store = SQLiteStore(tmp_path / "run.db", clock=loop_clock)
+    async with store as journal, emulated({"journal": journal}) as (_, kling):
+        result = await kling.expand(PHOTO, WIDER)
+        await journal.mark_saved(str(result.external_task_id), ["/" + "x" * 300])
+        again = await kling.expand(PHOTO, WIDER)
+        assert again.files == ()
+        assert len(await again.save(tmp_path)) == 1
+
+
+@virtual_time
 async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> None:
     """A task that is already saved elsewhere is also saved at the new path, and an edited picture is kept."""
     targets = {name: str(tmp_path / name) for name in ("first", "second", "third")}

@@ -1,6 +1,7 @@
 """Groups of command-line options. Each group is a frozen class, and a command receives an instance of it."""
 
 import functools
+import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -234,14 +235,14 @@ def find_journal(place: str) -> str:
         NothingDone: if there is no journal.
     """
     path = Path(place)
-    if path.is_dir():
+    if os.path.isdir(place):  # noqa: PTH112 - `Path.is_dir` raises for a directory that cannot be searched
         found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
         if not found:
             others = ", ".join(sorted(str(each) for each in path.glob("*.db")))
             advice = f"; to use the journal of a program, name its file: {others}" if others else ""
             raise NothingDone(f"{place}: no command has kept a journal in this directory{advice}")
         return str(found[-1])
-    if not path.is_file():
+    if not os.path.isfile(place):  # noqa: PTH113 - the same
         raise NothingDone(f"{place}: no such journal")
     return place
 

@@ -160,7 +160,8 @@ class JobRecord:
 
     def complete_saves(self) -> tuple[tuple[Path, ...], ...]:
         """Return the paths of each save whose pictures all still exist, the newest first."""
-        return tuple(saved for saved in self.saves() if saved and all(path.exists() for path in saved))
+        # `Path.exists` raises if the file system cannot tell, for example without permission for a directory.
+        return tuple(saved for saved in self.saves() if saved and all(map(os.path.exists, saved)))
 
     def saves(self) -> list[tuple[Path, ...]]:
         """Return the paths of each save of the pictures, the newest first."""

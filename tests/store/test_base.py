@@ -100,6 +100,11 @@ def test_files_count_only_together(tmp_path: Path) -> None:
     assert job.complete_saves() == ()
 
 
+def test_a_file_that_cannot_be_looked_up_counts_as_missing() -> None:
+    """A path that the file system refuses never hides the paid result of its job."""
+    assert JobRecord("x", files=("/" + "x" * 300,)).complete_saves() == ()
+
+
 @pytest.mark.parametrize(
     ("fields", "may_exist"),
     [

@@ -37,7 +37,7 @@ from .config import Settings
 from .errors import ClientClosed, DeadlineExceeded, KlingError
 from .events import Stats
 from .jobs import bulk, future
-from .models import ExpandRequest, Task, portable
+from .models import ExpandRequest, Task, check, portable
 from .serialization import Serializable
 from .store.base import JobRecord
 from .webhooks import WebhookEvent
@@ -331,6 +331,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return self._inner.exception()
 
     def _wait_end(self, timeout: float | None) -> None:
+        check(timeout=timeout)
         if not self._inner.done():
             self._thread.run(_ended(self._inner, timeout))
 

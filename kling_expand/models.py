@@ -356,7 +356,7 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
         )
     ),
     "target": (PATH,),
-    "timeout": optional(SECONDS),
+    "timeout": optional(SECONDS, Rule("must not be NaN", lambda value: value <= math.inf)),
     "url": (TEXT,),
     "request": (Rule("must be an ExpandRequest", lambda value: isinstance(value, ExpandRequest)),),
     "requests": (Rule("must be an iterable or async iterable of requests", _is_stream),),

@@ -95,6 +95,8 @@ def test_progress_is_a_for_loop(kling: KlingClient) -> None:
     future = kling.submit(PHOTOS / "coffee.jpg", WIDER, external_task_id="mine")
     assert future.external_task_id == "mine"
     assert future.accepted().task_id == future.task_id
+    with pytest.raises(InvalidRequest, match="timeout must not be NaN"):
+        future.result(timeout=float("nan"))
     statuses = [task.status for task in future]
     assert statuses[-1] is Status.SUCCEED
     assert future.done()

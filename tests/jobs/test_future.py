@@ -373,6 +373,14 @@ async def test_accepted_raises_why_it_never_will_be() -> None:
 
 
 @virtual_time
+@pytest.mark.parametrize("seconds", [float("nan"), "5", True])
+async def test_wait_refuses_a_timeout_that_is_no_number(seconds: Any) -> None:
+    """A timeout that is not a number is refused. NaN would leave the event loop's timers out of order."""
+    with pytest.raises(InvalidRequest, match="timeout must"):
+        await TaskFuture("dog").wait(seconds)
+
+
+@virtual_time
 async def test_wait_waits_at_most_its_timeout() -> None:
     """`wait` waits at most `timeout`, returns whether the future is done, and never raises."""
     loop = asyncio.get_running_loop()

@@ -89,7 +89,7 @@ def test_the_documented_list_is_read() -> None:
     assert codec.decode_tasks(sample("editing-list")) == (evolve(DOG, images=(MARKED,)),)
 
 
-def test_the_direction_dialect_answers_alike() -> None:
+def test_a_response_of_the_direction_dialect_is_read() -> None:
     """A response in the direction dialect is decoded to two pictures without watermarks."""
     images = tuple(Image(index, URL.format(index)) for index in (0, 1))
     assert codec.decode_task(sample("direction-query")) == evolve(DOG, images=images, watermark=None)
@@ -116,7 +116,7 @@ def test_the_direction_dialect_answers_alike() -> None:
         ("direction-top-bottom", ExpandRequest("", Ratios(1), n=3), Towards("top,bottom", ratio=1.4)),
     ],
 )
-def test_requests_are_the_documented_ones(
+def test_requests_match_the_documented_bodies(
     name: str, request_: ExpandRequest, expansion: Ratios | Towards
 ) -> None:
     """Each documented curl body is encoded field for field, except for defaults that it states explicitly."""
@@ -154,7 +154,7 @@ def refuse_constant(word: str) -> None:
 
 
 @given(requests, geometries)
-def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansion: Ratios | Towards) -> None:
+def test_a_body_has_only_documented_fields(request: ExpandRequest, expansion: Ratios | Towards) -> None:
     """A body contains exactly the fields that are set, and each of them is documented."""
     head, tail = codec.encode(request, expansion, "kx-1")
     body = head + b"aGk=" + tail
@@ -174,7 +174,7 @@ def test_a_request_is_json_of_documented_fields(request: ExpandRequest, expansio
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=40))
-def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
+def test_an_id_stays_one_path_segment(any_id: str) -> None:
     """An id with slashes, question marks or percent signs stays one segment of the path."""
     if any_id in {".", ".."}:
         return
@@ -187,13 +187,13 @@ def test_an_id_stays_one_piece_of_the_path(any_id: str) -> None:
 
 
 @pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb", "\x00", "\ud800"])
-def test_an_id_that_would_be_another_path_is_refused(any_id: str) -> None:
+def test_an_id_that_would_change_the_path_is_refused(any_id: str) -> None:
     """An id that would lead to another resource, or that cannot be encoded, is refused."""
     with pytest.raises(InvalidRequest, match="id"):
         codec.task_path(Dialect.EDITING, any_id)
 
 
-def test_paths_are_the_documented_ones() -> None:
+def test_paths_match_the_documentation() -> None:
     """Each dialect has its own resource."""
     assert codec.create_path(Dialect.EDITING) == "/v1/images/editing/expand"
     assert codec.create_path(Dialect.DIRECTION) == "/v1/images/expand"
@@ -204,7 +204,7 @@ def test_paths_are_the_documented_ones() -> None:
 
 
 @given(requests, requests, geometries, geometries, st.sampled_from("ab"), st.sampled_from("ab"))
-def test_fingerprints_differ_where_results_or_prices_may(  # noqa: PLR0917 - three things, twice
+def test_fingerprints_differ_if_the_result_or_price_may_differ(  # noqa: PLR0917 - three things, twice
     one: ExpandRequest,
     two: ExpandRequest,
     wide: Ratios | Towards,
@@ -229,7 +229,7 @@ def test_a_fingerprint_ignores_names(request: ExpandRequest, expansion: Ratios |
 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.text(), st.integers(1, 99)), unique=True, max_size=8))
-def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]) -> None:
+def test_external_ids_are_stable_and_distinct(jobs: list[tuple[str, str, str, int]]) -> None:
     """Each attempt of each job has its own stable id, which is safe in a path and in a log line."""
     ids = [codec.external_id(*job) for job in jobs]
     assert len(set(ids)) == len(jobs)
@@ -237,12 +237,12 @@ def test_external_ids_are_stable_and_apart(jobs: list[tuple[str, str, str, int]]
     assert all(each.isascii() and each.replace("-", "").isalnum() and len(each) <= 64 for each in ids)
 
 
-def test_external_ids_are_the_same_for_ever() -> None:
+def test_external_ids_are_the_same_in_every_version() -> None:
     """A job keeps the id that an earlier version wrote to a journal."""
     assert codec.external_id("run", "dog", "f" * 64) == "kx-fb62ed41a808984390e7e4cdad513cf6"
 
 
-def test_fingerprints_are_the_same_for_ever() -> None:
+def test_fingerprints_are_the_same_in_every_version() -> None:
     """A job keeps its fingerprint in later versions, even if requests get new fields."""
     plain = codec.fingerprint(ExpandRequest("a", Ratios(1)), Ratios(up=0.5), "d" * 64)
     assert plain == "f47425ff2efbe45ed47e3a59ca29f0bf42478bd8d1d211a826290d2e297c9f7d"
@@ -301,19 +301,19 @@ def accept(given_: Response) -> None:
 
 
 @given(st.binary(max_size=200), statuses)
-def test_any_bytes_are_a_task_or_a_refusal(body: bytes, status: int) -> None:
+def test_any_bytes_give_a_task_or_an_api_error(body: bytes, status: int) -> None:
     """Any bytes decode to a task or raise an `APIError`."""
     accept(Response(status, {}, body))
 
 
 @given(json_values, json_values, json_values, statuses)
-def test_any_envelope_is_a_task_or_a_refusal(code: Any, message: Any, data: Any, status: int) -> None:
+def test_any_envelope_gives_a_task_or_an_api_error(code: Any, message: Any, data: Any, status: int) -> None:
     """An envelope of arbitrary JSON decodes to a task or raises an `APIError`."""
     accept(answer(data, status, code=code, message=message, request_id=message))
 
 
 @given(tasks_of_any_kind, st.booleans(), statuses)
-def test_any_task_is_a_task_or_a_refusal(data: Any, listed: bool, status: int) -> None:  # noqa: FBT001
+def test_any_task_fields_give_a_task_or_an_api_error(data: Any, listed: bool, status: int) -> None:  # noqa: FBT001
     """A task with fields of any type decodes to a task or raises an `APIError`."""
     accept(answer([data] if listed else data, status))
 
@@ -325,7 +325,7 @@ NESTS += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 @pytest.mark.parametrize("depth", [50, 500, 900, 990, 5_000, 200_000])
 @pytest.mark.parametrize("place", NESTS)
-def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
+def test_deep_nesting_is_handled(opening: str, depth: int, place: str) -> None:
     """Nesting that would exhaust the stack leads to a task or an `APIError`."""
     closing = "]" if opening == "[" else "}"
     accept(Response(200, {}, place.format(opening * depth + "1" + closing * depth).encode()))
@@ -333,7 +333,7 @@ def test_no_depth_breaks_it(opening: str, depth: int, place: str) -> None:
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity", "9" * 5000])
 @pytest.mark.parametrize("name", ["code", "created_at", "task_id", "final_unit_deduction", "index"])
-def test_no_number_breaks_it(name: str, number: str) -> None:
+def test_huge_numbers_are_handled(name: str, number: str) -> None:
     """Numbers beyond every limit lead to a task or an `APIError`."""
     image = {"index": 0, "url": "u"}
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": [image]}}
@@ -359,7 +359,7 @@ def test_null_and_empty_mean_absent() -> None:
     assert task(task_info={}, task_result={}, watermark_info={}) == nothing
 
 
-def test_numbers_stand_in_for_ids_and_amounts() -> None:
+def test_ids_and_amounts_may_be_numbers() -> None:
     """Ids and amounts may come as JSON numbers instead of strings."""
     found = task(
         task_id=930810057590833241,
@@ -375,12 +375,12 @@ def test_numbers_stand_in_for_ids_and_amounts() -> None:
     ("word", "meaning"),
     [(True, True), (False, False), ("false", False), ("true", True), (1, True), (0, False)],
 )
-def test_the_word_false_is_not_true(word: object, meaning: bool) -> None:  # noqa: FBT001
+def test_a_flag_may_be_text_or_a_number(word: object, meaning: bool) -> None:  # noqa: FBT001
     """A flag that comes as text or as a number keeps its meaning."""
     assert task(watermark_info={"enabled": word}).watermark is meaning
 
 
-def test_newer_answers_say_more_of_the_price() -> None:
+def test_final_balance_deduction_is_decoded() -> None:
     """`final_balance_deduction` is decoded with the decimals that the service sent."""
     price = {"quota": "0.056", "list_price": 0.056, "currency": "USD"}
     expected = BalanceDeduction("0.056", "0.056")
@@ -394,7 +394,7 @@ NO_TASKS += [{"task_id": each, "task_status": "x"} for each in BAD_IDS]
 
 
 @pytest.mark.parametrize("data", NO_TASKS)
-def test_what_is_no_task_is_a_protocol_error(data: Any) -> None:
+def test_a_response_without_a_usable_task_is_a_protocol_error(data: Any) -> None:
     """A response with no task, with two tasks or with an unusable id raises `ProtocolError`."""
     with pytest.raises(ProtocolError) as caught:
         codec.decode_task(answer(data))
@@ -427,7 +427,9 @@ ODD: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), ODD)
-def test_no_odd_field_loses_the_task(name: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_field_of_a_wrong_type_is_treated_as_absent(
+    name: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """A field of the wrong type is treated as absent and logged. The task and its page are kept."""
     caplog.set_level("DEBUG", logger="kling_expand.api.codec")
     whole = {"task_id": "1", "task_status": "succeed", "created_at": 5} | {name: value}
@@ -443,7 +445,7 @@ def test_no_odd_field_loses_the_task(name: str, value: Any, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("index", [None, "first", [], {}])
-def test_a_picture_without_index_has_that_of_its_place(index: Any) -> None:
+def test_a_missing_index_is_replaced_by_the_position(index: Any) -> None:
     """A picture needs only its URL. A missing index is replaced by the position."""
     pictures = [{"index": 0, "url": "u0"}, {"index": index, "url": "u1", "watermark_url": 5.0}]
     assert task(task_result={"images": pictures}).images == (Image(0, "u0"), Image(1, "u1", "5.0"))
@@ -452,13 +454,13 @@ def test_a_picture_without_index_has_that_of_its_place(index: Any) -> None:
 @pytest.mark.parametrize(
     "picture", [None, "u", [], {}, {"url": None}, {"url": ""}, {"url": ["u"]}, {"index": 1}]
 )
-def test_a_picture_without_a_url_is_left_out(picture: Any) -> None:
+def test_a_picture_without_a_url_is_omitted(picture: Any) -> None:
     """A picture without a URL is omitted, and the others are kept."""
     assert task(task_result={"images": [picture, {"index": 7, "url": "u"}]}).images == (Image(7, "u"),)
 
 
 @pytest.mark.parametrize("item", [None, "x", [], {}, {"task_id": "1"}, {"task_status": "x"}, {"task_id": []}])
-def test_what_is_no_task_does_not_hide_its_page(item: Any) -> None:
+def test_an_unreadable_item_of_a_page_is_skipped(item: Any) -> None:
     """An unreadable item of a list page is skipped, and the other tasks are kept."""
     good = {"task_id": "2", "task_status": "submitted"}
     assert codec.decode_tasks(answer([item, good])) == (Task("2", "submitted"),)
@@ -467,7 +469,7 @@ def test_what_is_no_task_does_not_hide_its_page(item: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [[], None])
-def test_an_empty_page_is_no_task(data: Any) -> None:
+def test_an_empty_page_has_no_tasks(data: Any) -> None:
     """The page after the last one has no tasks."""
     assert codec.decode_tasks(answer(data)) == ()
 
@@ -487,7 +489,7 @@ def test_an_empty_page_is_no_task(data: Any) -> None:
         (502, 4711, ServerError),
     ],
 )
-def test_the_code_counts_before_the_status(status: int, code: int, kind: type[APIError]) -> None:
+def test_the_code_takes_precedence_over_the_status(status: int, code: int, kind: type[APIError]) -> None:
     """The code decides even with HTTP 200. For an unknown code, the HTTP status decides."""
     with pytest.raises(kind) as caught:
         codec.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
@@ -514,7 +516,7 @@ def test_the_message_distinguishes_the_two_meanings_of_1201(message: str, kind: 
 
 
 @pytest.mark.parametrize("code", ["0", "00"])
-def test_a_code_of_digits_is_a_number(code: str) -> None:
+def test_a_code_may_be_text(code: str) -> None:
     """A code may come as text, as relays send it (observed), for success and for refusals."""
     found = codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
     assert found == Task("1", "x")
@@ -551,7 +553,7 @@ STRANGE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
         (502, ServerError),
     ],
 )
-def test_an_answer_without_envelope_is_judged_by_its_status(
+def test_a_response_without_an_envelope_is_judged_by_its_status(
     body: bytes, status: int, kind: type[APIError]
 ) -> None:
     """The HTTP status decides about a proxy's page, a truncated body or an empty body."""
@@ -561,13 +563,13 @@ def test_an_answer_without_envelope_is_judged_by_its_status(
     assert (caught.value.code, caught.value.status, caught.value.retry_after) == (None, status, 3.0)
 
 
-def test_success_under_an_error_status_is_no_success() -> None:
+def test_code_0_with_an_error_status_is_an_error() -> None:
     """Code 0 with HTTP 500 is ambiguous, so it is treated as an error."""
     with pytest.raises(ServerError):
         codec.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
 
 
-def test_a_refusal_carries_no_more_of_a_page_than_a_line() -> None:
+def test_a_refusal_quotes_only_the_beginning_of_a_page() -> None:
     """An error message quotes only the beginning of a large HTML page."""
     with pytest.raises(ProtocolError) as caught:
         codec.decode_task(Response(200, {}, b"<p>" * 400_000))
@@ -609,7 +611,7 @@ def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) ->
     assert Response(429, {"retry-after": header, "date": DATE}, b"").retry_after == seconds
 
 
-def test_a_date_without_the_services_clock_counts_from_ours() -> None:
+def test_a_date_without_a_date_header_uses_the_local_clock() -> None:
     """Without a `Date` header, the date is compared with the local time of arrival, if that is known."""
     assert Response(429, {"retry-after": DATE}, b"", 1792567680.0 - 40).retry_after == 40
     assert Response(429, {"retry-after": DATE, "date": DATE}, b"", 0.0).retry_after == 0
@@ -645,7 +647,7 @@ tasks = st.builds(
 
 
 @given(tasks)
-def test_what_is_packed_is_unpacked(packed: Task) -> None:
+def test_packing_a_task_is_reversible(packed: Task) -> None:
     """A packed task is unpacked to an equal task."""
     line = codec.pack(packed)
     assert "\n" not in line
@@ -653,7 +655,7 @@ def test_what_is_packed_is_unpacked(packed: Task) -> None:
 
 
 @given(requests, geometries, st.none() | st.just("mine-1"))
-def test_a_request_survives_its_line(
+def test_a_stored_request_is_restored(
     request: ExpandRequest, expansion: Ratios | Towards, given_id: str | None
 ) -> None:
     """A stored request is restored with its photo and key."""
@@ -668,7 +670,7 @@ OTHERS: dict[type, object] = {str: "https://example.com/x", int: 3, bool: True, 
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(ExpandRequest)[2:]])
-def test_every_field_goes_to_the_store_and_back(name: str) -> None:
+def test_every_field_is_stored_and_restored(name: str) -> None:
     """Every field of a request is stored and restored, including fields added later."""
     (field,) = (each for each in request_fields() if each.name == name)
     given_ = ExpandRequest("dog.png", Ratios(up=1), **{"key": "k", name: OTHERS[field.kind]})  # type: ignore[arg-type]  # of any field
@@ -679,7 +681,7 @@ def test_every_field_goes_to_the_store_and_back(name: str) -> None:
 # ------------------------------------------------------------------ unknown fields
 
 
-def test_extra_fields_stand_in_the_body_and_make_another_job() -> None:
+def test_extra_fields_are_sent_and_change_the_fingerprint() -> None:
     """Extra fields are sent, and they change the fingerprint, whatever their order."""
     plain, one = ExpandRequest("a", Ratios(up=1)), ExpandRequest("a", Ratios(up=1), extra={"b": 1, "a": {}})
     two = ExpandRequest("a", Ratios(up=1), extra={"a": {}, "b": 1})
@@ -720,7 +722,7 @@ WHOLE: dict[str, Any] = {
         {"final_balance_deduction": {"quota": "1", "currency": "USD"}},
     ],
 )
-def test_unknown_fields_can_be_reached(more: dict[str, Any]) -> None:
+def test_raw_has_the_unknown_fields(more: dict[str, Any]) -> None:
     """`raw` is the whole task object, also from a list and after storage. It does not affect equality."""
     data = WHOLE | more
     task = codec.decode_task(answer_with(data))
@@ -733,7 +735,7 @@ def test_unknown_fields_can_be_reached(more: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", [*WHOLE, None])
-def test_known_fields_are_not_kept_twice(name: str | None) -> None:
+def test_a_task_with_only_known_fields_has_no_raw_copy(name: str | None) -> None:
     """A task with only known fields has no raw copy, even if some are missing or invalid."""
     for odd in (None, 5, "text"):
         data = WHOLE if name in {None, "task_id", "task_status"} else WHOLE | {name or "": odd}
@@ -752,7 +754,7 @@ NEWER: dict[str, Any] = {
 }
 
 
-def test_the_newer_form_is_read_in_every_answer() -> None:
+def test_the_newer_form_is_read_in_every_response() -> None:
     """Every kind of response may contain the newer form of a task, with its units in `billing`."""
     wanted = Task(
         "1", "succeeded", None, "mine", (Image(0, "https://a/0.png"),), "8", created_at=1, updated_at=2
@@ -770,14 +772,14 @@ def test_the_newer_form_is_read_in_every_answer() -> None:
 # ------------------------------------------------------------------ limits on a response
 
 
-def test_no_more_pictures_are_read_than_can_be_asked_for() -> None:
+def test_at_most_nine_pictures_are_read() -> None:
     """At most nine pictures of a task are read, in both forms."""
     urls = [{"index": index, "url": f"https://a/{index}.png"} for index in range(5000)]
     for data in (WHOLE | {"task_result": {"images": urls}}, NEWER | {"outputs": urls}):
         assert [image.index for image in codec.decode_task(answer_with(data)).images] == list(range(9))
 
 
-def test_an_answer_of_too_many_values_is_not_parsed() -> None:
+def test_a_response_of_too_many_values_is_not_parsed() -> None:
     """A response with too many values is refused before it is parsed."""
     for values in ([{"url": "x"}] * 300_000, [0] * 300_000):
         answer = answer_with(WHOLE | {"task_result": {"images": values}})
@@ -788,13 +790,13 @@ def test_an_answer_of_too_many_values_is_not_parsed() -> None:
 
 
 @pytest.mark.parametrize("text", ["1." + "9" * 300_000, "1" + "9" * 300_000, '"' + r"\n" * 1_100_000 + '"'])
-def test_what_takes_long_in_one_call_is_not_parsed(text: str) -> None:
+def test_values_that_are_slow_to_parse_are_refused(text: str) -> None:
     """A very long number or very many escapes are refused, because parsing them would block all threads."""
     with pytest.raises(ValueError):  # noqa: PT011 - the message is Python's or ours
         codec.parse_json(text.encode())
 
 
-def test_only_utf_8_is_an_answer() -> None:
+def test_a_response_must_be_utf_8() -> None:
     """A byte-order mark is ignored, and text that is not UTF-8 is refused."""
     assert codec.parse_json(b'\xef\xbb\xbf{"a": "\xc3\xa9"}') == {"a": "é"}
     for body in ('{"a": 1}'.encode("utf-16"), b'"' + b"\xed\xa0\x80" * 300_000 + b'"'):
@@ -802,13 +804,13 @@ def test_only_utf_8_is_an_answer() -> None:
             codec.parse_json(body)
 
 
-def test_no_more_tasks_are_read_than_a_page_may_hold() -> None:
+def test_at_most_500_tasks_of_a_page_are_read() -> None:
     """At most 500 tasks of a page are read."""
     answer = answer_with([WHOLE | {"task_id": str(number)} for number in range(600)])
     assert [task.task_id for task in codec.decode_tasks(answer)] == [str(number) for number in range(500)]
 
 
-def test_a_long_message_of_a_refusal_is_cut() -> None:
+def test_a_long_message_of_a_refusal_is_truncated() -> None:
     """The message of a refusal is cut to 1,000 characters, because it is logged."""
     body = json.dumps({"code": 1302, "message": "\x1b" * 100_000}).encode()
     with pytest.raises(APIError) as caught:
@@ -816,7 +818,7 @@ def test_a_long_message_of_a_refusal_is_cut() -> None:
     assert caught.value.message == r"\x1b" * 1000
 
 
-def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
+def test_a_long_text_of_a_task_is_truncated_or_refused() -> None:
     """The failure message and the ids have limited lengths, as errors, logs and file names contain them."""
     failed = WHOLE | {"task_status": "failed", "task_status_msg": "x" * 100_000}
     assert codec.decode_task(answer_with(failed)).task_status_msg == "x" * 1000
@@ -830,14 +832,14 @@ def test_a_long_text_of_a_task_is_cut_or_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nFAKE", "a\x1b[31m", "\u202egnp", "\ud800"])
-def test_an_external_id_that_no_request_can_have_is_read_as_absent(text: str) -> None:
+def test_an_impossible_external_id_is_treated_as_absent(text: str) -> None:
     """An `external_task_id` that could forge a log line is treated as absent."""
     task = codec.decode_task(answer_with(WHOLE | {"task_info": {"external_task_id": text}}))
     assert task.external_task_id is None
 
 
 @pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**4000, 1e300, "9" * 4000])
-def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
+def test_a_number_beyond_64_bits_is_treated_as_absent(number: Any) -> None:
     """A time or an index beyond 64 bits is treated as absent, so it breaks no arithmetic or file name."""
     images = [{"index": number, "url": "https://a/0"}]
     data = WHOLE | {"created_at": number, "updated_at": number, "task_result": {"images": images}}
@@ -846,7 +848,7 @@ def test_a_number_beyond_64_bits_is_read_as_absent(number: Any) -> None:
     assert [image.index for image in task.images] == [0]
 
 
-def test_a_full_page_of_long_answers_is_read() -> None:
+def test_a_full_page_of_long_tasks_is_read() -> None:
     """A full page is far below the limits: 500 tasks with nine pictures each and long URLs."""
     images = [
         {"index": i, "url": "https://a/" + "x" * 400, "watermark_url": "https://a/" + "w" * 400}

@@ -103,7 +103,9 @@ class ByteNamed:
     ],
     ids=["bytes", "bytearray", "memoryview", "cast", "file", "buffered", "data", "data-untidy"],
 )
-async def test_every_wrapping_sends_the_same_photo(content: bytes, wrap: Callable[[bytes], Any]) -> None:
+async def test_every_kind_of_source_sends_the_same_photo(
+    content: bytes, wrap: Callable[[bytes], Any]
+) -> None:
     """Every kind of source gives the same size, digest and body, however often it is sent."""
     photo = await load_photo(wrap(content))
     with Image.open(io.BytesIO(content)) as image:
@@ -125,7 +127,7 @@ async def test_a_file_is_read_when_it_is_sent(path: Path, kind: Callable[[Path],
     assert len(pickle.dumps(photo)) < 1000
 
 
-async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+async def test_the_content_decides_the_format(tmp_path: Path) -> None:
     """The content decides the format, not the file name."""
     path = tmp_path / "photo.webp"
     path.write_bytes(SMALL)
@@ -134,7 +136,7 @@ async def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
 
 @given(st.integers(0, 3 * SLICE + 3))
 @settings(max_examples=25, deadline=None)
-async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
+async def test_slices_of_bytes_join_to_their_base64(extra: int) -> None:
     """The slices of bytes of any length join to their Base64 text."""
     content = png_of(len(SMALL) + 600 + extra)
     photo = await load_photo(content)
@@ -144,7 +146,7 @@ async def test_the_slices_join_to_the_base64_of_any_size(extra: int) -> None:
 
 @given(st.integers(0, 3 * SLICE + 3))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: int) -> None:
+async def test_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: int) -> None:
     """The slices of a file join to its Base64 text, and each has a bounded size."""
     path = tmp_path / "photo.png"
     path.write_bytes(png_of(len(SMALL) + 600 + extra))
@@ -154,7 +156,7 @@ async def test_the_slices_of_a_file_join_to_its_base64(tmp_path: Path, extra: in
     assert max(map(len, pieces)) <= SLICE * 4 // 3
 
 
-async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
+async def test_a_partly_sent_body_can_be_sent_again() -> None:
     """After an iteration that stopped early, the next one starts from the beginning."""
     photo = await load_photo(PHOTOS[0])
     stream = photo.slices()
@@ -163,7 +165,7 @@ async def test_a_body_abandoned_midway_can_be_sent_again() -> None:
     assert (await sent(photo)).startswith(first)
 
 
-async def test_a_file_object_is_read_from_where_it_stands() -> None:
+async def test_a_file_object_is_read_from_its_current_position() -> None:
     """A file object is read from its current position to its end, even if each read returns little."""
 
     class Dripping(io.BytesIO):
@@ -175,7 +177,7 @@ async def test_a_file_object_is_read_from_where_it_stands() -> None:
     assert await sent(await load_photo(file)) == base64.b64encode(LARGE)
 
 
-async def test_what_is_changed_by_its_owner_is_not_changed_here() -> None:
+async def test_a_bytearray_is_copied() -> None:
     """A bytearray that is overwritten after loading is sent with its original content."""
     source = bytearray(SMALL)
     photo = await load_photo(source)
@@ -210,7 +212,7 @@ async def test_a_url_is_sent_as_it_is(url: str) -> None:
         "https://a.com/" + chr(0xD800),
     ],
 )
-async def test_a_url_that_cannot_stand_in_json_is_refused(url: str) -> None:
+async def test_an_invalid_url_is_refused(url: str) -> None:
     """A URL without a host, or with spaces, quotes or control characters, is refused."""
     assert "must be a well-formed URL" in (await reason(url)).encode(errors="replace").decode()
 
@@ -255,7 +257,7 @@ async def test_a_jpeg_that_was_converted_in_place_is_still_sent(word: str) -> No
     assert (await load_photo(image)).format == "JPEG"
 
 
-async def test_a_pil_image_made_upright_is_sent_upright() -> None:
+async def test_a_pil_image_rotated_upright_is_sent_upright() -> None:
     """An image that was rotated upright is sent with its upright size."""
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -309,12 +311,12 @@ async def test_more_than_eight_bits_are_scaled(
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0, 300.0, -5.0])
-async def test_a_picture_of_one_value_is_sent(value: float) -> None:
+async def test_an_image_with_a_single_value_is_sent(value: float) -> None:
     """An image with a single value does not cause a division by zero."""
     assert (await back(Image.new("F", (300, 300), value))).mode == "L"
 
 
-async def test_numbers_that_are_none_are_refused() -> None:
+async def test_infinite_values_are_refused() -> None:
     """An image with infinite values is refused."""
     assert "must contain only finite numbers" in await reason(Image.new("F", (300, 300), float("inf")))
 
@@ -351,7 +353,7 @@ async def test_a_pillow_image_is_sent_like_its_file(
         ("HSV", "RGB", True),
     ],
 )
-async def test_a_profile_is_kept_where_it_describes_the_channels(mode: str, made: str, *, kept: bool) -> None:
+async def test_a_profile_for_other_channels_is_dropped(mode: str, made: str, *, kept: bool) -> None:
     """A profile for other channels is dropped, because it would change the colors."""
     image = Image.new("RGB", (300, 300)).convert(mode)
     image.info["icc_profile"] = PROFILE[:16] + b"CMYK" + PROFILE[20:] if mode == "CMYK" else PROFILE
@@ -371,7 +373,7 @@ async def test_a_pillow_image_is_not_changed() -> None:
     assert (image.tobytes(), image.mode, dict(image.info)) == before
 
 
-async def test_a_pil_image_is_held_to_the_rules_before_it_is_encoded() -> None:
+async def test_a_pil_image_is_checked_before_it_is_encoded() -> None:
     """A PIL image that is too small, too narrow or truncated raises `ImageError`."""
     assert "320x200" in await reason(noise(320, 200))
     assert "1:2.5" in await reason(noise(800, 300))
@@ -405,7 +407,7 @@ async def test_the_limits_of_size_and_shape_are_inclusive(size: tuple[int, int],
         assert f"{size[0]}x{size[1]} pixels" in await reason(content)
 
 
-async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
+async def test_a_photo_has_at_most_ten_mebibytes(tmp_path: Path) -> None:
     """10 MiB are allowed, and one byte more is refused, for every kind of source."""
     path = tmp_path / "large.png"
     most = png_of(MAX_BYTES)
@@ -418,7 +420,7 @@ async def test_ten_megabytes_are_the_most(tmp_path: Path) -> None:
         assert f"at most 10 MB ({MAX_BYTES} bytes)" in await reason(source)
 
 
-async def test_an_endless_file_is_not_read_to_its_end() -> None:
+async def test_reading_stops_beyond_the_size_limit() -> None:
     """Reading stops one byte beyond the limit."""
 
     class Endless:
@@ -433,7 +435,7 @@ async def test_an_endless_file_is_not_read_to_its_end() -> None:
     assert source.given == MAX_BYTES + 1
 
 
-async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """A missing file is named, and any other unreadable file has an error with its cause."""
     missing = await reason("no-such-dog.png")
     assert "'no-such-dog.png'" in missing
@@ -454,7 +456,7 @@ async def test_what_is_not_there_says_what_was_looked_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "url", ["ftp://example.com/dog.png", "file:///dog.png", "s3://bucket/dog.png", "https:/a"]
 )
-async def test_another_kind_of_url_is_named_as_such(url: str) -> None:
+async def test_only_http_urls_are_accepted(url: str) -> None:
     """Only http and https URLs are accepted, because the service fetches no others."""
     assert "must be a file or an http or https URL" in await reason(url)
 
@@ -479,7 +481,7 @@ async def test_base64_text_is_not_taken_for_a_path(content: bytes) -> None:
         ("data:image/png;base64,aGVsbG8=", "must be PNG or JPEG"),
     ],
 )
-async def test_a_data_uri_is_held_to_its_form(uri: str, expected: str) -> None:
+async def test_a_data_uri_is_validated(uri: str, expected: str) -> None:
     """The prefix, the Base64 text and the content of a data: URI are all checked."""
     assert expected in await reason(uri)
 
@@ -515,7 +517,7 @@ async def test_a_file_that_does_not_give_bytes_is_refused() -> None:
 @pytest.mark.parametrize(
     "source", [None, 3, 3.5, [1, 2], {"image": 1}, object(), b"", bytearray(), io.BytesIO()]
 )
-async def test_anything_else_is_refused(source: object) -> None:
+async def test_any_other_source_is_refused(source: object) -> None:
     """Any other source raises `ImageError`. An integer is not used as a file descriptor."""
     assert "image" in await reason(source)
 
@@ -534,7 +536,7 @@ async def test_any_text_or_bytes_give_a_photo_or_an_image_error(source: str | by
 
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: float) -> None:
+async def test_a_truncated_file_is_refused(tmp_path: Path, photo: Path, part: float) -> None:
     """A photo whose download was cut off is refused before it costs anything."""
     content = CONTENTS[photo]
     path = tmp_path / "cut.jpg"
@@ -556,7 +558,7 @@ async def test_a_file_cut_short_is_refused(tmp_path: Path, photo: Path, part: fl
     ],
     ids=["shorter", "longer", "altered", "last-byte", "gone"],
 )
-async def test_a_file_that_changed_is_never_sent_whole(
+async def test_a_file_that_changed_is_never_sent_completely(
     tmp_path: Path, change: Callable[[Path, bytes], Any]
 ) -> None:
     """A file that changed after the check raises `ImageError` before the last slice."""
@@ -593,7 +595,7 @@ async def test_a_file_replaced_by_the_same_bytes_is_sent(tmp_path: Path) -> None
 # Cost, equality and representation
 
 
-async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() -> None:
+async def test_equal_photos_compare_equal_and_show_no_content() -> None:
     """Photos are compared by digest, and their `repr` is one line without content."""
     first, second = await load_photo(LARGE), await load_photo(bytearray(LARGE))
     assert first == second
@@ -601,7 +603,7 @@ async def test_two_photos_of_the_same_bytes_are_equal_and_show_none_of_them() ->
     assert len(repr(first)) < 400
 
 
-def test_pillow_is_not_imported_and_pybase64_is_used_where_it_is_installed(tmp_path: Path) -> None:
+def test_pillow_is_not_imported_and_pybase64_is_used_if_installed(tmp_path: Path) -> None:
     """Loading a photo needs no extra, and `pybase64` is used if it is installed."""
     (tmp_path / "pybase64.py").write_text(
         "import base64\nused = 0\n"

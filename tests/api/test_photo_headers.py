@@ -64,7 +64,7 @@ SCAN = segment(0xDA, b"\x01\x01\x00\x00\x3f\x00") + b"\x12\x34\xff\x00\x56"
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_picture_gives_its_format_and_size(name: str) -> None:
+def test_format_and_size_of_a_complete_photo_are_read(name: str) -> None:
     """The size of a complete photo is read correctly in every encoding."""
     assert shape_of(WHOLE[name]) == (name[:4].rstrip("-").upper(), 61, 47)
 
@@ -77,7 +77,7 @@ def test_a_real_photo_has_the_size_that_pillow_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
+def test_a_photo_truncated_anywhere_is_refused(name: str) -> None:
     """A photo that is truncated at any length is refused."""
     content = WHOLE[name]
     for length in range(len(content)):
@@ -85,14 +85,14 @@ def test_a_picture_cut_anywhere_is_refused(name: str) -> None:
 
 
 @given(st.sampled_from(PHOTOS), st.floats(0, 1, exclude_max=True))
-def test_a_real_photo_cut_anywhere_is_refused(path: Path, part: float) -> None:
+def test_a_real_photo_truncated_anywhere_is_refused(path: Path, part: float) -> None:
     """An example photo that is truncated at any length is refused."""
     content = path.read_bytes()
     assert reason(content[: int(part * len(content))])
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_what_follows_the_end_does_no_harm(name: str) -> None:
+def test_bytes_after_the_end_are_ignored(name: str) -> None:
     """Bytes after the end marker, as some cameras append them, are ignored."""
     assert shape_of(WHOLE[name] + b"\x00\xff\xd8 more") == shape_of(WHOLE[name])
 
@@ -103,7 +103,7 @@ def test_what_follows_the_end_does_no_harm(name: str) -> None:
 )
 @example(b"\xff\xd9", b"\xff\xd8" + FRAME)
 @example(b"\xff\xc0\x00\x02", b"\xff\xd8")
-def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) -> None:
+def test_any_bytes_give_a_size_or_an_image_error(content: bytes, start: bytes) -> None:
     """Any bytes lead to a size or an `ImageError`, in bounded time."""
     try:
         kind, width, height = shape_of(start + content)
@@ -115,7 +115,7 @@ def test_any_bytes_give_a_shape_or_an_image_error(content: bytes, start: bytes) 
 
 
 @given(st.sampled_from(sorted(WHOLE)), st.data())
-def test_any_damaged_picture_gives_a_shape_or_an_image_error(name: str, data: st.DataObject) -> None:
+def test_a_damaged_photo_gives_a_size_or_an_image_error(name: str, data: st.DataObject) -> None:
     """A damaged photo leads to a size or an `ImageError`."""
     content = bytearray(WHOLE[name])
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
@@ -146,7 +146,7 @@ def test_any_damaged_picture_gives_a_shape_or_an_image_error(name: str, data: st
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_another_format_is_named_with_what_to_do(kind: str, content: bytes) -> None:
+def test_an_unsupported_format_is_named_with_advice(kind: str, content: bytes) -> None:
     """The error names the other format, and says how to convert it."""
     assert f"which is {kind}; " in reason(content)
     assert "Pillow" in reason(content)
@@ -157,7 +157,7 @@ def test_another_format_is_named_with_what_to_do(kind: str, content: bytes) -> N
     [b"hello", b"\x00" * 40, b"\x89PNG\n\x1a\n" + HEADER, b"BM is not a bitmap"],
     ids=["text", "zeros", "rewritten", "bm"],
 )
-def test_what_is_no_picture_at_all_is_refused(content: bytes) -> None:
+def test_bytes_that_are_not_a_photo_are_refused(content: bytes) -> None:
     """Bytes that are not a photo are refused, including a PNG with rewritten line endings."""
     assert "must be PNG or JPEG" in reason(content)
 
@@ -165,7 +165,7 @@ def test_what_is_no_picture_at_all_is_refused(content: bytes) -> None:
 @pytest.mark.parametrize(
     "content", [b"iVBORw0KGgoAAAANSUhEUg", b"\n/9j/4AAQSkZJRg", b"data:image/png;base64,iVBO"]
 )
-def test_base64_text_is_recognised(content: bytes) -> None:
+def test_base64_text_is_recognized(content: bytes) -> None:
     """A photo that is still Base64 text is refused with a message that says so."""
     assert "Base64 text" in reason(content)
 
@@ -193,12 +193,12 @@ def test_base64_text_is_recognised(content: bytes) -> None:
         "segments",
     ],
 )
-def test_a_picture_that_is_whole_but_not_well_formed_is_refused(content: bytes) -> None:
+def test_a_malformed_photo_is_refused(content: bytes) -> None:
     """Header, pixels and end must be present in order, with a limited number of segments."""
     assert "must be a well-formed" in reason(content)
 
 
-def test_a_marker_is_found_wherever_it_lies() -> None:
+def test_markers_are_found_across_window_boundaries() -> None:
     """Fill bytes, stuffing and scans that cross a reading window neither hide a marker nor count as one."""
     for length in [*range(20), *range(65_530, 65_560)]:
         scan = SCAN + b"\xff\x00" * (length // 2) + b"\xab" * (length % 2)
@@ -206,12 +206,12 @@ def test_a_marker_is_found_wherever_it_lies() -> None:
         assert "truncated" in reason(b"\xff\xd8" + FRAME + scan + b"\xff\xd0\xff\x00\xff")
 
 
-def test_the_last_segment_may_be_short() -> None:
+def test_a_short_last_segment_is_not_a_truncation() -> None:
     """An empty comment just before the end marker is not a truncation."""
     assert shape_of(b"\xff\xd8" + FRAME + SCAN + segment(0xFE) + b"\xff\xd9") == ("JPEG", 640, 480)
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_cut_short() -> None:
+def test_a_file_that_shrinks_while_being_read_is_refused() -> None:
     """A file that shrinks while it is being read is refused as incomplete."""
     with pytest.raises(ImageError, match="truncated"):
         read_shape(io.BytesIO(SIGNATURE + HEADER[:10]), 10_000, "it")

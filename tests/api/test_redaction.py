@@ -104,7 +104,7 @@ async def test_no_failure_shows_a_secret(kind: str, client: dict[str, Any], tmp_
     ],
     ids=["key", "half", "url", "webhook"],
 )
-def test_a_wrong_setting_is_not_shown(given: dict[str, Any]) -> None:
+def test_the_value_of_an_invalid_setting_is_not_shown(given: dict[str, Any]) -> None:
     """The message never shows the value of an invalid setting."""
     with pytest.raises(KlingError) as caught:
         KlingClient(**given)

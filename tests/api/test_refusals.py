@@ -105,7 +105,7 @@ def is_refusal(error: BaseException, row: Row, status: int) -> None:
     assert all(str(word) in str(error) for word in (row.code, status, error.message, error.request_id))
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     """Every code that the emulator knows has one row, with its documented status."""
     assert {row.code: row.status for row in ROWS} == {code: status for code, (status, _) in CODES.items()}
     assert len(ROWS) == 21
@@ -117,7 +117,7 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize("kind", ["error", "envelope_200"])
 @every_row
 @virtual_time
-async def test_a_read_raises_its_class_and_asks_again_only_what_may_pass(row: Row, kind: str) -> None:
+async def test_a_read_retries_only_transient_refusals(row: Row, kind: str) -> None:
     """A permanent refusal costs one request, and a transient one is retried until `retry_timeout`."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         task_id = (await kling.expand(PHOTO, WIDER)).task_id
@@ -161,7 +161,7 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
 @pytest.mark.parametrize("kind", ["error", "envelope_200"])
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
-async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
+async def test_a_transient_refusal_of_a_create_leads_to_one_task(row: Row, kind: str) -> None:
     """After a 429 the create is sent again. After a 5xx the task is looked up first."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", fault(row, kind))
@@ -173,7 +173,7 @@ async def test_a_create_that_may_pass_is_made_once(row: Row, kind: str) -> None:
 
 @pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
 @virtual_time
-async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> None:
+async def test_a_task_created_despite_an_error_response_is_found(row: Row) -> None:
     """A task that was created despite an error response is found, and not created again."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.script("create", Fault("error_after", code=row.code))
@@ -185,7 +185,7 @@ async def test_a_create_that_was_accepted_in_spite_of_its_answer(row: Row) -> No
 
 @pytest.mark.parametrize("code", [5000, 5001, 5002])
 @virtual_time
-async def test_a_service_that_only_fails_ends_as_unknown(code: int) -> None:
+async def test_a_job_whose_every_call_fails_ends_as_unknown(code: int) -> None:
     """If every call fails, the job ends as unknown in bounded time, with the id for a later lookup."""
     async with emulated({"retry_timeout": BUDGET}) as (emulator, kling):
         emulator.faults.chance("create", Fault("error", code=code), 1)
@@ -292,7 +292,7 @@ async def test_an_account_problem_is_raised_at_once(code: int) -> None:
 
 @pytest.mark.parametrize("code", [1100, 1101, 1102, 1103, 1300, 1301, 1304])
 @virtual_time
-async def test_words_in_a_prompt_refuse_a_create(code: int) -> None:
+async def test_a_trigger_word_in_a_prompt_refuses_the_create(code: int) -> None:
     """A trigger word in a prompt causes the refusal that the emulator's help text describes."""
     (row,) = (row for row in ROWS if row.code == code)
     async with emulated() as (emulator, kling):
@@ -314,7 +314,7 @@ async def test_a_rate_limit_is_waited_for() -> None:
 
 
 @virtual_time
-async def test_no_slot_waits_for_one_to_end() -> None:
+async def test_a_create_waits_at_the_parallel_limit() -> None:
     """At a real parallel limit (1303), the second task is created after the first ends, with few refusals."""
     async with emulated(slots=2, work_seconds=50) as (emulator, kling):
         begun = kling.submit(PHOTO, WIDER, n=2)
@@ -342,7 +342,9 @@ BODIES: list[tuple[str, Any, int, str]] = [  # path, body, code, words
 
 @pytest.mark.parametrize(("path", "body", "code", "words"), BODIES)
 @virtual_time
-async def test_bad_bodies_and_places_by_their_cause(path: str, body: Any, code: int, words: str) -> None:
+async def test_invalid_bodies_and_paths_get_their_documented_codes(
+    path: str, body: Any, code: int, words: str
+) -> None:
     """Invalid bodies and paths, sent without the SDK, get their documented codes."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         sides = {f"{side}_expansion_ratio": 0.1 for side in ("up", "down", "left", "right")}
@@ -357,7 +359,7 @@ async def test_bad_bodies_and_places_by_their_cause(path: str, body: Any, code: 
 
 
 @virtual_time
-async def test_a_wrong_verb_is_1202() -> None:
+async def test_a_wrong_http_method_is_refused_with_1202() -> None:
     """A wrong HTTP method on an existing path is refused with 1202."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         headers = {"Authorization": f"Bearer {emulator.api_key}"}
@@ -367,7 +369,7 @@ async def test_a_wrong_verb_is_1202() -> None:
 
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @virtual_time
-async def test_an_unknown_task_is_not_found_at_once(dialect: str) -> None:
+async def test_an_unknown_task_raises_its_own_error_at_once(dialect: str) -> None:
     """An unknown task (HTTP 400 with 1201) raises its own class after one request."""
     async with emulated({"dialect": dialect}) as (emulator, kling):
         for any_id in ("123456789012345678", "unknown-id", "a/b?c"):
@@ -403,7 +405,9 @@ LATER: list[tuple[str, type[TaskFailed], str]] = [
 
 @pytest.mark.parametrize(("prompt", "kind", "words"), LATER)
 @virtual_time
-async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFailed], words: str) -> None:
+async def test_a_failed_task_raises_its_reason_and_ids(
+    prompt: str, kind: type[TaskFailed], words: str
+) -> None:
     """A failed task raises an error with its reason and both ids, and nothing is billed."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER, prompt=prompt)
@@ -420,7 +424,7 @@ async def test_a_failed_task_says_why_and_which(prompt: str, kind: type[TaskFail
 
 
 @virtual_time
-async def test_moderation_is_one_class_whenever_it_speaks() -> None:
+async def test_rejected_content_raises_one_class_at_any_stage() -> None:
     """Rejected content raises one base class, at the create or later, with the ids that exist."""
     async with emulated() as (_, kling):
         for word in ("1300", "1301", "risk-control"):
@@ -441,7 +445,7 @@ OPEN: list[Callable[[KlingClient], Any]] = [
 @pytest.mark.parametrize("row", [row for row in PASSING if row.code != 1303], ids=lambda row: str(row.code))
 @pytest.mark.parametrize("call", OPEN)
 @virtual_time
-async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient], Any]) -> None:
+async def test_a_wait_survives_a_minute_of_refusals(row: Row, call: Callable[[KlingClient], Any]) -> None:
     """A task is followed to its end, even if every read is refused for a minute."""
     async with emulated(work_seconds=30) as (emulator, kling):
         waiting = asyncio.create_task(call(kling))
@@ -456,7 +460,7 @@ async def test_a_wait_outlives_what_passes(row: Row, call: Callable[[KlingClient
 
 @pytest.mark.parametrize("row", FINAL, ids=lambda row: str(row.code))
 @virtual_time
-async def test_a_wait_ends_with_what_does_not_pass(row: Row) -> None:
+async def test_a_lasting_refusal_ends_the_wait(row: Row) -> None:
     """A refusal that lasts for `refusal_timeout` ends the wait. The error has the ids of the running task."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)

@@ -100,7 +100,7 @@ def now() -> float:
 
 
 @virtual_time
-async def test_each_request_bears_the_token() -> None:
+async def test_each_request_has_the_documented_headers() -> None:
     """Each request has the documented headers and path."""
     async with loopback(task()) as server, opened(server) as session:
         assert await get(session, "/v1/images/editing/expand/a%2Fb") == DONE
@@ -138,7 +138,7 @@ async def test_a_token_is_renewed_once(code: int) -> None:
 
 
 @virtual_time
-async def test_there_is_no_second_static_key() -> None:
+async def test_a_refused_static_key_is_not_sent_again() -> None:
     """A refused static key is not sent again."""
     async with loopback(refuses(1002, 401)) as server, opened(server) as session:
         with pytest.raises(AuthenticationError, match="1002"):
@@ -158,7 +158,7 @@ async def test_the_services_clock_is_followed() -> None:
 
 
 @virtual_time
-async def test_a_token_is_made_after_the_wait() -> None:
+async def test_a_token_is_made_after_the_pause() -> None:
     """The token is made after a pause, so it is valid however long the pause was."""
     async with loopback(refuses(1302, 429, Retry_After="3600"), task()) as server:
         async with opened(server, pair()) as session:
@@ -203,7 +203,7 @@ async def test_a_refusal_after_a_renewal_pauses_too() -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"Retry_After": "0"}, {"Retry_After": "soon"}])
 @virtual_time
-async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
+async def test_an_invalid_retry_after_still_leads_to_a_pause(headers: dict[str, str]) -> None:
     """A `Retry-After` that is zero or invalid still leads to a pause."""
     async with loopback(refuses(1302, 429, **headers)) as server, opened(server) as session:
         for _ in range(5):
@@ -214,7 +214,7 @@ async def test_there_is_always_some_pause(headers: dict[str, str]) -> None:
 
 
 @virtual_time
-async def test_a_longer_pause_stands() -> None:
+async def test_a_shorter_pause_does_not_end_a_longer_one() -> None:
     """A shorter pause does not end a longer one that is in force."""
     async with loopback(task()) as server, opened(server) as session:
         session.gates[EventKind.READ].close(50)
@@ -238,7 +238,7 @@ async def test_a_pause_beyond_the_deadline_is_not_waited_for() -> None:
     ("code", "status"), [(1100, 429), (1102, 429), (1303, 429), (1304, 429), (5000, 500)]
 )
 @virtual_time
-async def test_only_too_many_requests_pause_the_others(code: int, status: int) -> None:
+async def test_other_refusals_cause_no_pause(code: int, status: int) -> None:
     """Other refusals cause no pause, even with status 429."""
     async with loopback(refuses(code, status, Retry_After="60"), task()) as server, opened(server) as session:
         with pytest.raises(KlingError):
@@ -251,7 +251,7 @@ GATES = [EventKind.CREATE, EventKind.READ, EventKind.LIST]
 
 
 @virtual_time
-async def test_pauses_grow_without_a_header_and_start_again_after_a_success() -> None:
+async def test_pauses_double_without_a_header_and_reset_after_a_success() -> None:
     """Without `Retry-After` the pauses are 1, 2, 4 ... 60 s, and 1 s again after a success."""
     refused = refuses(1302, 429)
     async with loopback(*[refused] * 9, task(), refused, task()) as server, opened(server) as session:
@@ -268,7 +268,7 @@ async def test_pauses_grow_without_a_header_and_start_again_after_a_success() ->
 
 
 @virtual_time
-async def test_refusals_of_one_moment_are_one_refusal() -> None:
+async def test_simultaneous_refusals_count_as_one() -> None:
     """Twenty requests that are refused together lead to the same pause as one."""
     async with loopback(*[refuses(1302, 429)] * 20, task()) as server, opened(server) as session:
         await asyncio.gather(*(get(session) for _ in range(20)), return_exceptions=True)
@@ -295,7 +295,7 @@ async def test_each_route_has_its_own_pause(kind: EventKind) -> None:
 
 
 @virtual_time
-async def test_a_wait_beyond_the_maximum_is_refused_and_does_not_block_later_calls() -> None:
+async def test_a_wait_beyond_max_retry_after_raises_and_blocks_no_later_call() -> None:
     """The error has the requested wait, and the next call is made after `max_retry_after`."""
     refused = refuses(1302, 429, Retry_After="86400")
     async with loopback(refused, task()) as server, opened(server) as session:
@@ -322,7 +322,7 @@ async def test_every_form_of_retry_after_is_obeyed(form: str) -> None:
 
 
 @virtual_time
-async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> None:
+async def test_a_call_that_waits_for_the_rate_limit_can_be_cancelled() -> None:
     """A call that waits for the rate limit can be cancelled, and nothing is sent."""
     bodies: list[Body] = []
 
@@ -346,7 +346,7 @@ async def test_a_caller_at_the_gate_can_be_cancelled_and_has_sent_nothing() -> N
 @pytest.mark.parametrize("status", [400, 404, 405, 413, 418, 451])
 @pytest.mark.parametrize("page", [b"<h1>Too large</h1>", b'{"error": "too large"}', b"[]"])
 @virtual_time
-async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -> None:
+async def test_a_4xx_without_an_envelope_is_not_retried(status: int, page: bytes) -> None:
     """A 4xx without an envelope is not retried. The error has the status and the beginning of the body."""
     async with loopback(says(page, status)) as server, opened(server) as session:
         with pytest.raises(APIError) as caught:
@@ -356,7 +356,7 @@ async def test_a_page_under_4xx_is_a_refusal_at_once(status: int, page: bytes) -
 
 
 @virtual_time
-async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
+async def test_a_404_for_the_api_path_mentions_base_url() -> None:
     """A 404 for the API's own path leads to an error about `base_url`. A 404 for a task does not."""
     async with loopback(says(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
         with pytest.raises(NotFound, match=f"base_url must be .*: {server.url} has no /v1/images/editing"):
@@ -370,7 +370,7 @@ async def test_a_404_at_the_root_says_that_the_address_is_wrong() -> None:
 
 
 @virtual_time
-async def test_a_service_never_reached_is_given_up_soon() -> None:
+async def test_a_refused_first_connection_is_retried_for_connect_timeout() -> None:
     """A refused first connection is retried for `connect_timeout`, and then its cause is raised."""
     async with opened(f"http://127.0.0.1:{nowhere()}") as session:
         with pytest.raises(TransportError, match="cannot be reached") as caught:
@@ -380,7 +380,7 @@ async def test_a_service_never_reached_is_given_up_soon() -> None:
 
 
 @virtual_time
-async def test_a_service_that_has_answered_is_waited_for() -> None:
+async def test_a_later_refused_connection_is_retried_for_retry_timeout() -> None:
     """After a first response, a refused connection is retried for the whole `retry_timeout`."""
     async with loopback(task()) as server, opened(server) as session:
         await get(session)
@@ -406,7 +406,7 @@ def untrusted(tmp_path: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_an_untrusted_certificate_ends_the_first_try(untrusted: ssl.SSLContext) -> None:
+async def test_an_untrusted_certificate_is_not_retried(untrusted: ssl.SSLContext) -> None:
     """An untrusted certificate is not retried, and the message says why it is not trusted."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=untrusted)
     async with server, opened(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
@@ -444,7 +444,9 @@ async def test_a_fresh_request_never_takes_a_pooled_connection() -> None:
 
 @pytest.mark.parametrize(("params", "limit"), [(None, 4 << 20), ({"pageNum": 1}, 32 << 20)])
 @virtual_time
-async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any] | None, limit: int) -> None:
+async def test_a_long_response_is_refused_before_it_has_arrived(
+    params: dict[str, Any] | None, limit: int
+) -> None:
     """More than 4 MB for a task, or 32 MB for a list, is refused before the whole response has arrived."""
 
     async def endless(exchange: Any) -> None:
@@ -458,7 +460,7 @@ async def test_a_long_answer_is_refused_before_it_is_read(params: dict[str, Any]
             await session.call("GET", "/x", codec.decode_task, params=params)
 
 
-async def test_a_long_answer_does_not_hold_the_loop() -> None:
+async def test_a_long_response_does_not_block_the_loop() -> None:
     """Parsing a list of 20 MB does not block the event loop. A short response needs no thread."""
     images = [{"index": 0, "url": "https://a/" + "x" * 4200} for _ in range(9)]
     tasks = [
@@ -522,7 +524,7 @@ TERRIBLE: dict[str, Step] = {
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("name", TERRIBLE)
 @virtual_time
-async def test_no_foreign_error_leaves(name: str, method: str) -> None:
+async def test_foreign_errors_are_converted(name: str, method: str) -> None:
     """A network failure or a faulty response raises a retryable error, and the session stays usable."""
     body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
     async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
@@ -610,7 +612,7 @@ async def json_of(photo: Photo, server: Loopback) -> Any:
 
 
 @virtual_time
-async def test_ten_megabytes_arrive_whole(big: Path) -> None:
+async def test_a_photo_of_ten_megabytes_arrives_unchanged(big: Path) -> None:
     """A photo of 10 MB arrives unchanged and with an exact Content-Length."""
     async with loopback(task()) as server:
         sent = await json_of(await load_photo(big), server)
@@ -630,7 +632,7 @@ async def test_every_source_has_its_exact_length(source: Any) -> None:
 
 
 @virtual_time
-async def test_a_body_is_sent_again_whole(big: Path) -> None:
+async def test_a_body_is_sent_again_completely(big: Path) -> None:
     """After a refused token, the same complete body is sent again."""
     async with loopback(refuses(1004, 401), task()) as server, opened(server, pair()) as session:
         photo = await load_photo(big)
@@ -662,7 +664,7 @@ async def sent(step: Step, photo: Photo | None) -> bool:
 
 
 @virtual_time
-async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None:
+async def test_sent_is_false_only_if_the_request_cannot_have_arrived(big: Path) -> None:
     """`sent` is False only if the service cannot have received the whole request."""
     photo = await load_photo(big)
     assert await sent(resets_early, photo) is False
@@ -674,13 +676,13 @@ async def test_only_what_cannot_have_arrived_is_called_unsent(big: Path) -> None
 
 @pytest.mark.parametrize("step", [resets_early, resets_half_way, resets, closes, hangs])
 @virtual_time
-async def test_a_small_body_may_always_have_been_sent(step: Step) -> None:
+async def test_a_small_body_counts_as_possibly_received(step: Step) -> None:
     """A small body fits into one packet, so it always counts as possibly received."""
     assert await sent(step, None) is True
 
 
 @virtual_time
-async def test_a_body_does_not_show_itself() -> None:
+async def test_a_body_does_not_show_its_content() -> None:
     """A body shows its length, but not its content."""
     body = Body(b'{"image":"', None, b'"}')
     with pytest.raises(TypeError):
@@ -689,7 +691,7 @@ async def test_a_body_does_not_show_itself() -> None:
 
 
 @given(st.binary(min_size=1, max_size=50), st.binary(max_size=50), st.booleans())
-def test_a_body_is_as_long_as_it_says(head: bytes, tail: bytes, with_photo: bool) -> None:  # noqa: FBT001
+def test_a_body_has_its_announced_length(head: bytes, tail: bytes, with_photo: bool) -> None:  # noqa: FBT001
     """A body yields the same bytes each time, and sets `sent` only with the last of them."""
 
     async def check() -> None:
@@ -725,7 +727,7 @@ async def test_a_request_ends_at_the_deadline() -> None:
 
 
 @virtual_time
-async def test_a_create_has_time_for_its_body(big: Path) -> None:
+async def test_a_large_create_has_a_longer_timeout(big: Path) -> None:
     """A create with a large body has a longer timeout than a read."""
     photo = await load_photo(big)
     async with loopback(hangs) as server:
@@ -751,7 +753,7 @@ async def test_no_request_is_made_after_the_deadline() -> None:
 
 
 @virtual_time
-async def test_a_read_outlives_what_may_pass() -> None:
+async def test_a_read_survives_transient_failures() -> None:
     """A read survives a reset, a 5xx, HTML, a truncated response and a refusal in a row."""
     half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
     steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
@@ -763,7 +765,7 @@ async def test_a_read_outlives_what_may_pass() -> None:
 
 @pytest.mark.parametrize("code", [1100, 1103, 1200, 1201, 1203, 1301, 1304])
 @virtual_time
-async def test_what_will_not_pass_is_asked_once(code: int) -> None:
+async def test_a_permanent_refusal_is_not_retried(code: int) -> None:
     """A permanent refusal is not retried."""
     async with loopback(refuses(code, 400)) as server, opened(server) as session:
         with pytest.raises(KlingError, match=str(code)):
@@ -792,7 +794,7 @@ async def test_a_read_obeys_retry_after() -> None:
 
 
 @virtual_time
-async def test_a_wait_beyond_retry_timeout_is_not_begun() -> None:
+async def test_a_wait_beyond_retry_timeout_is_not_started() -> None:
     """A `Retry-After` of an hour ends the retries."""
     async with loopback(refuses(5001, 503, Retry_After="3600")) as server, opened(server) as session:
         with pytest.raises(ServerError):
@@ -801,7 +803,7 @@ async def test_a_wait_beyond_retry_timeout_is_not_begun() -> None:
 
 
 @virtual_time
-async def test_a_read_is_over_at_its_deadline() -> None:
+async def test_a_read_does_not_wait_beyond_its_deadline() -> None:
     """A wait that would end after the deadline is not started."""
     async with loopback(refuses(5000, 500)) as server, opened(server) as session:
         with pytest.raises(DeadlineExceeded):
@@ -814,7 +816,7 @@ async def test_a_read_is_over_at_its_deadline() -> None:
 
 
 @virtual_time
-async def test_a_closed_session_says_so() -> None:
+async def test_a_closed_session_raises_client_closed() -> None:
     """A call before opening, during closing or after closing raises `ClientClosed`."""
     session = Session(Settings(), StaticKey("k"), rng=Random(1))
     with pytest.raises(ClientClosed):
@@ -896,7 +898,7 @@ async def test_requests_can_be_traced() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_call_is_cancelled() -> None:
+async def test_a_cancellation_is_not_converted() -> None:
     """A cancellation is not converted to a network error, and the session stays usable."""
     async with loopback(hangs, task()) as server, opened(server) as session:
         waiting = asyncio.ensure_future(session.read("/x", codec.decode_task))

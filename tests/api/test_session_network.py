@@ -116,7 +116,7 @@ async def test_no_proxy_is_obeyed(no_proxy: str, environ: pytest.MonkeyPatch, tm
 
 
 @virtual_time
-async def test_without_trust_the_environment_is_not_read(environ: pytest.MonkeyPatch) -> None:
+async def test_without_trust_env_the_environment_is_ignored(environ: pytest.MonkeyPatch) -> None:
     """`trust_env=False` ignores the proxies of the environment."""
     environ.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     async with emulated({"trust_env": False}) as (_, kling):
@@ -141,7 +141,7 @@ async def test_a_netrc_is_never_read(environ: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://127.0.0.1:99999"])
-async def test_an_unusable_proxy_of_the_environment_says_so(url: str, environ: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_proxy_of_the_environment_is_named(url: str, environ: pytest.MonkeyPatch) -> None:
     """The error names the variable, but not its value, which may contain a password."""
     environ.setenv("HTTPS_PROXY", url)
     with pytest.raises(ConfigurationError, match="HTTPS_PROXY must be http://host:port") as caught:
@@ -154,7 +154,7 @@ async def test_an_unusable_proxy_of_the_environment_says_so(url: str, environ: p
 
 
 @virtual_time
-async def test_the_password_of_a_proxy_goes_to_the_proxy_alone(tmp_path: Path) -> None:
+async def test_a_proxy_password_is_sent_only_to_the_proxy(tmp_path: Path) -> None:
     """The password is sent to the proxy for calls and downloads, and no representation shows it."""
     async with hidden(login="me:pass-word") as (emulator, proxy):
         url = proxy.url.replace("//", "//me:pass-word@")
@@ -165,7 +165,7 @@ async def test_the_password_of_a_proxy_goes_to_the_proxy_alone(tmp_path: Path) -
 
 
 @virtual_time
-async def test_a_proxy_that_asks_for_credentials_is_named() -> None:
+async def test_a_407_says_what_to_do() -> None:
     """A 407 says what to do, is not retried, and shows that the create was not sent."""
     async with hidden(login="me:pass-word") as (emulator, proxy), behind(emulator, proxy=proxy.url) as kling:
         with pytest.raises(TransportError, match="credentials: give http://user:password@") as caught:
@@ -176,7 +176,7 @@ async def test_a_proxy_that_asks_for_credentials_is_named() -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @virtual_time
-async def test_a_proxy_that_is_away_is_named(scheme: str) -> None:
+async def test_an_unreachable_proxy_is_named(scheme: str) -> None:
     """The message names the unreachable proxy, and no error of the chain contains its password."""
     settings = Settings(
         base_url=f"{scheme}://kling.invalid", proxy="http://me:pass-word@127.0.0.1:9", connect_timeout=1.0
@@ -190,7 +190,7 @@ async def test_a_proxy_that_is_away_is_named(scheme: str) -> None:
 
 @pytest.mark.parametrize(("status", "retryable"), [(407, False), (403, False), (502, True)])
 @virtual_time
-async def test_a_refusal_of_a_tunnel_is_named(status: int, *, retryable: bool) -> None:
+async def test_a_refused_tunnel_sends_nothing_to_the_service(status: int, *, retryable: bool) -> None:
     """After a refused CONNECT, nothing was sent to the service. Only a status of 500 or above is retried."""
     async with http_proxy(status=status) as proxy:
         url = proxy.url.replace("//", "//me:pass-word@")
@@ -217,7 +217,7 @@ def no_secret(error: BaseException, *secrets: str) -> bool:
 
 
 @virtual_time
-async def test_a_broken_answer_shows_no_token() -> None:
+async def test_an_invalid_response_shows_no_token() -> None:
     """An invalid HTTP response raises an error without the request's headers, unlike aiohttp's own error."""
 
     async def garbage(exchange: Any) -> None:
@@ -311,7 +311,7 @@ async def test_a_fresh_request_never_takes_a_pooled_connection_to_a_proxy() -> N
 
 
 @virtual_time
-async def test_own_headers_go_to_the_api_alone(tmp_path: Path) -> None:
+async def test_headers_of_the_settings_are_sent_only_to_the_api(tmp_path: Path) -> None:
     """Headers of the settings are added to each call. Neither they nor the key are sent with a download."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         headers = {"X-Relay-Key": "relay-secret", "User-Agent": "mine/1"}
@@ -339,7 +339,7 @@ async def test_the_user_agent_names_package_and_python() -> None:
 
 
 @virtual_time
-async def test_a_function_makes_the_session_at_each_opening() -> None:
+async def test_a_session_function_is_called_at_each_opening() -> None:
     """The function is called at each opening, and its session is closed with the client."""
     made: list[aiohttp.ClientSession] = []
 
@@ -357,7 +357,7 @@ async def test_a_function_makes_the_session_at_each_opening() -> None:
         assert [each.headers["x-made"] for each in server.requests] == ["here", "here"]
 
 
-def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Path) -> None:
+def test_the_blocking_client_accepts_a_session_function(tmp_path: Path) -> None:
     """The function runs in the thread of the event loop. A session of another loop is refused."""
 
     async def served() -> None:
@@ -380,7 +380,7 @@ def test_the_blocking_client_takes_a_function_that_makes_a_session(tmp_path: Pat
 
 
 @pytest.mark.parametrize("wrong", [lambda: None, lambda: "session", dict])
-async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
+async def test_a_function_that_returns_no_session_is_refused(wrong: Any) -> None:
     """The error names the argument and says what it must be."""
     with pytest.raises(ConfigurationError, match="http must be a function that returns"):
         async with KlingClient(api_key="k", http=wrong):
@@ -390,13 +390,13 @@ async def test_a_function_that_makes_no_session_is_refused(wrong: Any) -> None:
 @pytest.mark.parametrize(
     "network", [{"proxy": "http://a.example:1"}, {"ssl": False}, {"trace_configs": [aiohttp.TraceConfig()]}]
 )
-def test_a_session_of_yours_has_its_own_network(network: dict[str, Any]) -> None:
+def test_network_settings_with_an_injected_session_are_refused(network: dict[str, Any]) -> None:
     """A proxy, a TLS context or traces would have no effect with a session, so they are refused."""
     with pytest.raises(ConfigurationError, match=f"{next(iter(network))} must not be given with http"):
         KlingClient(api_key="k", http=aiohttp.ClientSession, **network)
 
 
-def test_own_sessions_are_read_in_their_loop() -> None:
+def test_an_injected_session_is_used_in_its_loop() -> None:
     """An injected session of the same event loop is used, and is not closed."""
 
     async def main() -> None:

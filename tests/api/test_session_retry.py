@@ -16,14 +16,14 @@ def retry() -> Retry:
 
 
 @virtual_time
-async def test_what_cannot_pass_is_not_tried_again() -> None:
+async def test_a_permanent_failure_is_not_retried() -> None:
     """A permanent refusal, and a service that was never reached, are not retried."""
     assert retry().after(APIError("no")) is None
     assert retry().after(TransportError("nowhere", sent=False, retryable=False)) is None
 
 
 @virtual_time
-async def test_waits_double_and_end_with_the_time_for_tries() -> None:
+async def test_waits_double_and_end_at_the_time_limit() -> None:
     """Each wait is at least half of its step, and none ends after the time limit."""
     tries, waits = retry(), []
     while (wait := tries.after(ServerError("busy"))) is not None:
@@ -35,7 +35,7 @@ async def test_waits_double_and_end_with_the_time_for_tries() -> None:
 
 @pytest.mark.parametrize("asked", [0.5, 119.0, 300.0])
 @virtual_time
-async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
+async def test_a_retry_after_wait_is_kept_exactly(asked: float) -> None:
     """A `Retry-After` wait may end after the time limit, but none begins after it."""
     tries = retry()
     assert tries.after(ServerError("busy", retry_after=asked)) == asked
@@ -44,13 +44,13 @@ async def test_a_wait_that_is_asked_for_is_kept_exactly(asked: float) -> None:
 
 
 @virtual_time
-async def test_too_long_a_wait_ends_the_tries() -> None:
+async def test_a_retry_after_beyond_the_maximum_ends_the_retries() -> None:
     """A `Retry-After` beyond the maximum ends the retries."""
     assert retry().after(ServerError("busy", retry_after=300.5)) is None
 
 
 @virtual_time
-async def test_a_wait_of_nothing_is_no_loop() -> None:
+async def test_a_retry_after_of_zero_still_leads_to_a_pause() -> None:
     """`Retry-After: 0` still leads to a pause."""
     wait = retry().after(ServerError("busy", retry_after=0.0))
     assert wait is not None

@@ -122,7 +122,7 @@ async def test_a_slow_reader_slows_the_source() -> None:
 
 
 @virtual_time
-async def test_a_slow_source_does_not_hold_back_what_has_ended() -> None:
+async def test_a_slow_source_delays_no_finished_outcome() -> None:
     """Outcomes are yielded while the map still waits for the next request."""
     loop = asyncio.get_running_loop()
 
@@ -163,7 +163,7 @@ def row(number: int) -> Row:
 
 @pytest.mark.parametrize("ordered", [False, True])
 @virtual_time
-async def test_a_bad_row_loses_no_other(*, ordered: bool) -> None:
+async def test_a_bad_row_does_not_affect_the_others(*, ordered: bool) -> None:
     """Each invalid row is an outcome with its own error and no request, and all other rows are submitted."""
     service = Service()
     outcomes = [outcome async for outcome in bulk(service, ordered=ordered).run(map(row, range(24)))]
@@ -188,7 +188,7 @@ async def test_bad_rows_count_as_failures() -> None:
 
 @pytest.mark.parametrize("wrong", [None, "photo.png", 7, ExpandRequest, ("photo.png", Ratios(up=0.5))])
 @virtual_time
-async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
+async def test_an_item_that_is_not_a_row_raises_after_the_outcomes(wrong: Any) -> None:
     """An item that is not a row raises an error, after the outcomes of the jobs before it."""
     seen: list[int] = []
 
@@ -202,13 +202,13 @@ async def test_what_is_no_row_is_raised_after_the_outcomes(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"imge": "a.png"}, {}, {1: 2}, lambda: None, lambda: "photo.png"])
-def test_what_makes_no_request_is_an_error_of_ours(bad: Any) -> None:
+def test_an_invalid_row_says_what_it_must_contain(bad: Any) -> None:
     """The error says what a row must contain or return."""
     with pytest.raises(InvalidRequest, match=r"^row must"):
         make_request(bad)
 
 
-def test_an_error_of_ours_in_a_row_is_kept() -> None:
+def test_a_package_error_from_a_row_is_passed_on() -> None:
     """An error of the package that the row's function raises is passed on unchanged."""
 
     def refuse() -> ExpandRequest:
@@ -230,7 +230,7 @@ async def test_pictures_are_saved_while_other_jobs_run() -> None:
 
 
 @virtual_time
-async def test_a_function_says_where_pictures_are_saved() -> None:
+async def test_a_save_function_is_called_before_the_job_is_sent() -> None:
     """The function is called before the job is sent, so no job with an invalid target is paid for."""
     service = Service()
 
@@ -270,7 +270,7 @@ async def test_a_result_that_is_on_disk_is_not_saved_again() -> None:
 
 
 @virtual_time
-async def test_a_picture_that_has_expired_is_found_where_it_was_saved() -> None:
+async def test_an_expired_picture_is_found_on_disk() -> None:
     """If the service no longer has a picture, the outcome has the files of the earlier run."""
     service = Service()
     service.save_error = ResultExpired("it has expired")
@@ -292,7 +292,7 @@ async def test_a_result_that_cannot_be_saved_is_kept() -> None:
 
 
 @virtual_time
-async def test_a_reader_that_leaves_ends_the_saves() -> None:
+async def test_leaving_early_ends_the_saves() -> None:
     """After a `break`, no save continues in the background."""
     service = Service(lambda _future, index: 1.0 if index == 0 else 5.5)
     async for _ in (outcomes := bulk(service, save_to="out").run(numbered(5))):
@@ -334,7 +334,7 @@ async def test_a_broken_source_is_raised_after_the_outcomes() -> None:
 
 
 @virtual_time
-async def test_leaving_early_takes_back_what_was_not_sent() -> None:
+async def test_leaving_early_cancels_unsent_jobs() -> None:
     """After a `break`, the map cancels unsent jobs and leaves the rest of the source unread."""
     service, source = Service(), numbered(1000)
     outcomes = bulk(service).run(source)
@@ -354,7 +354,7 @@ async def test_an_empty_source_has_no_outcomes() -> None:
 
 @pytest.mark.parametrize("ordered", [False, True])
 @virtual_time
-async def test_a_deadline_holds_for_each_job_to_its_end(*, ordered: bool) -> None:
+async def test_a_deadline_holds_for_each_job(*, ordered: bool) -> None:
     """A job whose task never ends has its outcome at its deadline, and other jobs are not affected."""
     loop = asyncio.get_running_loop()
 
@@ -370,7 +370,7 @@ async def test_a_deadline_holds_for_each_job_to_its_end(*, ordered: bool) -> Non
 
 
 @virtual_time
-async def test_a_source_that_ignores_cancellation_does_not_keep_the_reader() -> None:
+async def test_a_source_that_ignores_cancellation_does_not_block_aclose() -> None:
     """`aclose` returns in bounded time, and requests that the source yields later are not submitted."""
     loop, service = asyncio.get_running_loop(), Service()
 
@@ -393,7 +393,7 @@ async def test_a_source_that_ignores_cancellation_does_not_keep_the_reader() -> 
 
 
 @virtual_time
-async def test_a_source_that_waits_is_closed_at_once() -> None:
+async def test_a_waiting_source_is_closed_at_once() -> None:
     """A source that waits forever for more work is interrupted when the reader stops."""
     closed = asyncio.Event()
 
@@ -413,7 +413,7 @@ async def test_a_source_that_waits_is_closed_at_once() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_reader_takes_back_what_was_not_sent() -> None:
+async def test_a_cancelled_reader_cancels_unsent_jobs() -> None:
     """A cancelled task or a failing TaskGroup around the loop acts like a `break`."""
     service = Service(lambda _future, _index: None)
 

@@ -117,7 +117,7 @@ async def test_a_snapshot_of_another_task_is_ignored() -> None:
 
 
 @virtual_time
-async def test_the_end_is_the_end() -> None:
+async def test_a_known_outcome_never_changes() -> None:
     """Neither a snapshot nor a failure changes an outcome that is already known."""
     future = TaskFuture("dog")
     future.record.deliver(SUCCEED)
@@ -135,7 +135,7 @@ async def test_the_end_is_the_end() -> None:
 
 
 @virtual_time
-async def test_an_undocumented_word_ends_nothing() -> None:
+async def test_an_undocumented_status_ends_no_wait() -> None:
     """An undocumented status does not end a wait."""
     future = TaskFuture("dog")
     waiting = await soon(outcome(future))
@@ -150,7 +150,7 @@ async def test_an_undocumented_word_ends_nothing() -> None:
 
 
 @given(st.integers(0, 9), stories)
-def test_cancelling_one_disturbs_no_other(victim: int, snapshots: list[Task]) -> None:
+def test_cancelling_one_wait_affects_no_other(victim: int, snapshots: list[Task]) -> None:
     """Awaiters, iterators and callbacks share one future, and cancelling any of them affects no other."""
 
     async def check() -> None:
@@ -180,7 +180,7 @@ def test_cancelling_one_disturbs_no_other(victim: int, snapshots: list[Task]) ->
 
 
 @virtual_time
-async def test_it_can_be_awaited_again() -> None:
+async def test_a_future_can_be_awaited_again() -> None:
     """A future can be awaited any number of times, before and after its end."""
     future = TaskFuture("dog")
     early = await soon(outcome(future))
@@ -190,7 +190,7 @@ async def test_it_can_be_awaited_again() -> None:
 
 
 @virtual_time
-async def test_a_slow_reader_sees_the_newest() -> None:
+async def test_a_slow_reader_sees_the_newest_snapshot() -> None:
     """A slow reader may miss intermediate snapshots, but it sees the last one, and none twice."""
     future = TaskFuture("dog")
     seen = []
@@ -209,7 +209,7 @@ def with_first_snapshot(future: TaskFuture) -> TaskFuture:
 
 
 @virtual_time
-async def test_a_quick_reader_sees_all() -> None:
+async def test_a_fast_reader_sees_every_snapshot() -> None:
     """A fast reader sees each snapshot once and in order, and the iteration ends with the task."""
     future = TaskFuture("dog")
     reading = await soon(read(future))
@@ -220,7 +220,7 @@ async def test_a_quick_reader_sees_all() -> None:
 
 
 @virtual_time
-async def test_an_iteration_raises_what_ends_it() -> None:
+async def test_an_iteration_raises_the_error_that_ends_it() -> None:
     """An iteration raises an error after the last snapshot, but a failed task is a snapshot, not an error."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
@@ -232,7 +232,7 @@ async def test_an_iteration_raises_what_ends_it() -> None:
 
 
 @virtual_time
-async def test_a_callback_is_called_once_and_soon() -> None:
+async def test_a_callback_runs_exactly_once() -> None:
     """A callback runs once, not within `deliver`, even if it was added after the end or if another raises."""
     future = TaskFuture("dog")
     called: list[str] = []
@@ -263,7 +263,7 @@ async def test_a_callback_is_called_once_and_soon() -> None:
 
 
 @virtual_time
-async def test_success_is_a_result() -> None:
+async def test_a_success_gives_a_result() -> None:
     """The result holds the pictures, the id and the object that the client attaches."""
     registry = TaskRegistry()
     registry.make_result = lambda _, task: ExpandResult(task, name="dog")
@@ -284,7 +284,7 @@ async def test_success_is_a_result() -> None:
     ],
 )
 @virtual_time
-async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed]) -> None:
+async def test_a_failed_task_raises_its_reason(message: str | None, kind: type[TaskFailed]) -> None:
     """The error has the service's message and both ids, and moderation is recognized by that message."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(FAILED, task_status_msg=message, external_task_id=None))
@@ -298,7 +298,7 @@ async def test_a_failed_task_says_why(message: str | None, kind: type[TaskFailed
 
 
 @virtual_time
-async def test_a_failure_learns_the_ids() -> None:
+async def test_every_error_gets_the_ids() -> None:
     """Every error after the create gets the ids, unless it already has some."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
@@ -357,7 +357,7 @@ async def test_accepted_returns_at_the_first_snapshot() -> None:
 
 
 @virtual_time
-async def test_accepted_raises_why_it_never_will_be() -> None:
+async def test_accepted_raises_if_there_is_no_task() -> None:
     """`accepted` raises the failure if there is no task, and returns the task otherwise."""
     future = TaskFuture("dog")
     waiting = await soon(future.accepted())
@@ -407,7 +407,7 @@ def consumers(future: TaskFuture) -> list[Awaitable[Any]]:
 
 @pytest.mark.parametrize("way", [0, 1, 2])
 @virtual_time
-async def test_a_deadline_is_no_failure(way: int) -> None:
+async def test_a_future_can_be_awaited_after_a_deadline(way: int) -> None:
     """At the deadline, a wait raises an error with the ids, and the future can be awaited again."""
     loop = asyncio.get_running_loop()
     future = TaskFuture("dog", deadline_at=10.0)
@@ -439,7 +439,7 @@ async def test_a_snapshot_at_the_deadline_counts() -> None:
 
 
 @virtual_time
-async def test_a_deadline_passes_over_what_is_done() -> None:
+async def test_an_outcome_is_returned_after_the_deadline() -> None:
     """The outcome of an ended task is returned even after the deadline."""
     future = TaskFuture("dog", deadline_at=1.0)
     future.record.deliver(PROCESSING)
@@ -453,7 +453,7 @@ async def test_a_deadline_passes_over_what_is_done() -> None:
 
 
 @virtual_time
-async def test_it_knows_its_ids() -> None:
+async def test_a_future_has_its_ids() -> None:
     """A future has the caller's id from the start, and the service's id from the first snapshot on."""
     future = TaskFuture("dog")
     assert (future.any_id, future.task_id, future.external_task_id, future.task) == ("dog", None, "dog", None)
@@ -467,7 +467,7 @@ async def test_it_knows_its_ids() -> None:
 
 
 @virtual_time
-async def test_it_shows_its_state() -> None:
+async def test_repr_shows_the_state() -> None:
     """`repr` is one line with the state."""
     future = TaskFuture("dog")
     assert repr(future) == "<TaskFuture dog not yet accepted>"
@@ -478,7 +478,7 @@ async def test_it_shows_its_state() -> None:
 
 
 @virtual_time
-async def test_it_is_small_and_leaves_nothing() -> None:
+async def test_an_open_future_is_one_small_object() -> None:
     """An open task costs one small object, without its own loop, asyncio task or event."""
     future = TaskFuture("dog")
     assert not hasattr(future, "__dict__")
@@ -494,7 +494,7 @@ async def test_it_is_small_and_leaves_nothing() -> None:
 
 
 @virtual_time
-async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
+async def test_a_snapshot_without_an_external_id_keeps_the_known_one() -> None:
     """If a newer callback lacks the external id, the record and the result keep the known one."""
     bare = evolve(SUCCEED, external_task_id=None)
     for future, before in (
@@ -510,7 +510,7 @@ async def test_a_snapshot_without_an_external_id_takes_none_away() -> None:
 
 
 @virtual_time
-async def test_a_snapshot_with_another_external_id_changes_nothing_of_it() -> None:
+async def test_a_snapshot_does_not_change_the_external_id() -> None:
     """A job keeps the id that it was sent with, whatever the service returns."""
     future = TaskFuture("dog")
     future.record.deliver(evolve(SUCCEED, external_task_id="DOG"))
@@ -537,7 +537,7 @@ class AJob:
 
 
 @virtual_time
-async def test_only_what_was_not_sent_is_cancelled() -> None:
+async def test_only_an_unsent_job_can_be_cancelled() -> None:
     """A sent job, a running or ended task, and an attached task cannot be cancelled."""
     job = AJob()
     future = TaskFuture(TaskRecord("dog", job=job))
@@ -551,7 +551,7 @@ async def test_only_what_was_not_sent_is_cancelled() -> None:
 
 
 @virtual_time
-async def test_a_shared_job_goes_on_for_the_others() -> None:
+async def test_cancelling_one_of_two_submissions_keeps_the_job() -> None:
     """Cancelling one of two submissions ends that future at once, and cancelling both cancels the job."""
     job = AJob()
     registry = TaskRegistry()
@@ -577,7 +577,7 @@ async def test_a_shared_job_goes_on_for_the_others() -> None:
 
 @pytest.mark.parametrize("way", [0, 1, 2, 3])
 @virtual_time
-async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cancelled_wait_logs_the_running_task(way: int, caplog: pytest.LogCaptureFixture) -> None:
     """Once a task exists, a cancelled wait logs its ids and adds them to the exception."""
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
@@ -597,7 +597,7 @@ async def test_a_cancelled_wait_says_which_task_goes_on(way: int, caplog: pytest
 
 
 @virtual_time
-async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wait_that_times_out_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A deadline, a `timeout` and a cancellation before the create log no task that continues."""
     future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
     waiting = await soon(future.wait())
@@ -617,7 +617,7 @@ async def test_a_wait_with_a_limit_is_not_reported(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("when", [asyncio.FIRST_COMPLETED, asyncio.ALL_COMPLETED, asyncio.FIRST_EXCEPTION])
 @virtual_time
-async def test_asyncio_wait_takes_futures(when: str) -> None:
+async def test_asyncio_wait_accepts_futures(when: str) -> None:
     """`asyncio.wait` returns the first or all futures that are done, and leaves the others unchanged."""
     ends: dict[str, Task | KlingError] = {
         "a": SUCCEED,
@@ -641,7 +641,7 @@ async def test_asyncio_wait_takes_futures(when: str) -> None:
 
 
 @virtual_time
-async def test_an_exception_that_is_not_known_yet_is_not_given() -> None:
+async def test_exception_raises_before_the_end() -> None:
     """`exception` raises before the end, as in asyncio, and a removed callback is not called."""
     future = TaskFuture("dog")
     called: list[TaskFuture] = []
@@ -678,7 +678,7 @@ async def ended_by(way: str, futures: list[TaskFuture]) -> list[ExpandResult]:
 
 @pytest.mark.parametrize("way", ["gather", "as_completed", "shield", "wait_for", "timeout", "TaskGroup"])
 @virtual_time
-async def test_the_tools_of_asyncio_take_futures(way: str) -> None:
+async def test_asyncio_functions_accept_futures(way: str) -> None:
     """Each asyncio function that waits for futures accepts task futures and returns their results."""
     futures = [TaskFuture(name) for name in "abc"]
     for number, each in enumerate(futures):
@@ -742,7 +742,7 @@ async def test_a_callback_runs_in_the_context_of_its_caller() -> None:
 
 
 @virtual_time
-async def test_an_iterator_shows_that_a_job_is_queued() -> None:
+async def test_an_iterator_yields_queued_once() -> None:
     """While a job waits for slots, `queued` is yielded once, without a task id, before the snapshots."""
     job = AJob()
     future = TaskFuture(TaskRecord("dog", job=job))
@@ -840,7 +840,7 @@ async def test_an_error_that_was_retrieved_is_not_logged(
 
 
 @virtual_time
-async def test_a_job_that_the_caller_took_back_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cancelled_job_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """`cancel` counts as retrieving the outcome, even if another submission continues."""
     registry = TaskRegistry()
     first = TaskFuture(registry.add(TaskRecord("dog", job=AJob())))
@@ -854,7 +854,7 @@ async def test_a_job_that_the_caller_took_back_is_not_logged(caplog: pytest.LogC
 
 
 @virtual_time
-async def test_a_client_logs_at_its_end_what_no_caller_retrieved(
+async def test_closing_logs_each_unretrieved_job_once(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """When the client closes, the log names each failed, unsent or running job exactly once."""

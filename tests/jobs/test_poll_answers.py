@@ -35,7 +35,7 @@ CLIENT: dict[str, Any] = {"poll_timeout": POLL_TIMEOUT, "refusal_timeout": REFUS
 @pytest.mark.parametrize("route", ["query", "list"])
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
-async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, duration: float) -> None:
+async def test_transient_bad_responses_end_no_wait(fault: Fault, route: str, duration: float) -> None:
     """The results arrive soon after the bad responses end."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         futures = [kling.submit(PHOTO, Ratios(right=0.1 * (n + 1))) for n in range(1 + (route == "list"))]
@@ -53,7 +53,7 @@ async def test_a_bad_answer_that_passes_ends_no_wait(fault: Fault, route: str, d
 
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
-async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fault) -> None:
+async def test_lasting_bad_responses_end_the_wait_in_bounded_time(fault: Fault) -> None:
     """A refusal ends the wait after 60 s, and another failure after `poll_timeout`. The error has the ids."""
     async with emulated(CLIENT, work_seconds=3600.0) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
@@ -71,7 +71,7 @@ async def test_a_bad_answer_that_lasts_ends_the_wait_within_its_bound(fault: Fau
 
 @pytest.mark.parametrize("fault", ANSWERS)
 @virtual_time
-async def test_bad_list_pages_that_last_end_no_wait(fault: Fault) -> None:
+async def test_lasting_bad_list_pages_end_no_wait(fault: Fault) -> None:
     """While list pages are bad, single reads notice the ends without a delay."""
     async with emulated(CLIENT, work_seconds=WORK) as (emulator, kling):
         emulator.faults.for_seconds("list", fault, 1e6)

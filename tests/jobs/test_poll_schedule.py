@@ -42,7 +42,7 @@ def test_waits_double_up_to_a_limit(seed: int, first: float, factor: float) -> N
         assert step / 2 <= wait <= step
 
 
-def test_waits_are_drawn_from_the_generator_given() -> None:
+def test_waits_come_from_the_given_random_generator() -> None:
     """The same random generator gives the same waits, and the global generator is not used."""
     one, two, other = (list(islice(retry_waits(Random(seed)), 9)) for seed in (1, 1, 2))
     assert one == two != other
@@ -68,7 +68,7 @@ paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rn
 
 @pytest.mark.parametrize("make", paces, ids=["exponential", "adaptive"])
 @given(seed=seeds, history=durations, age=ages)
-def test_every_wait_leads_on(
+def test_every_wait_is_positive_and_bounded(
     make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float
 ) -> None:
     """Whatever was learned and however old the tasks are, the next wait is positive and bounded."""
@@ -97,7 +97,7 @@ def test_exponential_polls_are_few() -> None:
     assert polls_and_latency(schedule, 3600)[0] <= 400
 
 
-def test_nothing_is_learned_from_little() -> None:
+def test_a_few_durations_change_no_wait() -> None:
     """Until enough durations are known, the waits are the same as without any."""
     learned, plain = AdaptiveSchedule(), AdaptiveSchedule()
     for _ in range(LEARN_AFTER - 1):
@@ -112,7 +112,7 @@ def first_job(low: float, high: float, schedule: PollSchedule | None = None) -> 
     return mean(polls for polls, _ in results), mean(late for _, late in results)
 
 
-def test_the_first_job_of_all_is_met() -> None:
+def test_a_first_task_of_documented_length_is_noticed_soon() -> None:
     """Without any history, a task of 15 to 60 s (documented) has a latency of 1.5 s and takes 11 polls."""
     polls, late = first_job(15, 60)
     assert late <= 1.5
@@ -120,7 +120,7 @@ def test_the_first_job_of_all_is_met() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (8, 15), (60, 120), (120, 600)])
-def test_the_first_job_of_another_length_is_met_as_well(low: float, high: float) -> None:
+def test_a_first_task_of_another_length_is_noticed_soon(low: float, high: float) -> None:
     """A shorter or longer first task has no more latency than with an exponential schedule."""
     assert first_job(low, high)[1] <= 1.05 * first_job(low, high, ExponentialSchedule(Random(1)))[1]
 
@@ -129,14 +129,14 @@ def test_the_first_job_of_another_length_is_met_as_well(low: float, high: float)
 
 
 @given(st.lists(st.floats(0.01, 1e5), max_size=400))
-def test_durations_are_kept(durations: list[float]) -> None:
+def test_durations_are_stored_and_restored(durations: list[float]) -> None:
     """The newest durations are restored to a hundredth of a second, and other text raises an error."""
     found = parse_durations(format_durations(durations))
     assert found == pytest.approx(durations[-256:], abs=0.006)
 
 
 @pytest.mark.parametrize("text", ["12 x", "nan", "inf", "-1", "0"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     """Only finite numbers above zero are durations."""
     with pytest.raises(ValueError, match=r"a duration|could not convert"):
         parse_durations(text)
@@ -207,7 +207,7 @@ def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("median", "sigma"), [(12, 0.35), (30, 0.2), (60, 0.5)])
-def test_what_is_learned_pays(median: float, sigma: float) -> None:
+def test_learned_durations_save_polls(median: float, sigma: float) -> None:
     """The latency is near its target, with fewer polls than a fixed interval of the same latency needs."""
     tasks = drawn(1, 400, median, sigma)
     polls, late = measured(AdaptiveSchedule(target_latency=0.5), tasks)
@@ -224,7 +224,7 @@ def test_new_tasks_are_not_polled_early() -> None:
     assert schedule.wait([0]) > 10
 
 
-def test_tasks_that_are_all_alike_are_met_exactly() -> None:
+def test_tasks_of_equal_duration_take_few_polls() -> None:
     """If all durations are equal, a task takes at most four polls."""
     schedule = AdaptiveSchedule()
     for _ in range(50):
@@ -234,7 +234,7 @@ def test_tasks_that_are_all_alike_are_met_exactly() -> None:
     assert late <= 2
 
 
-def test_what_is_new_replaces_what_is_old() -> None:
+def test_new_durations_replace_old_ones() -> None:
     """When the service becomes faster, the schedule adapts within one window."""
     schedule = AdaptiveSchedule(window=64)
     for duration in drawn(1, 100, 120, 0.2) + drawn(2, 64, 10, 0.2):
@@ -244,7 +244,7 @@ def test_what_is_new_replaces_what_is_old() -> None:
 
 
 @pytest.mark.parametrize("history", [[0.0] * 300, [12.0] * 300 + [3600.0], [0.0, 0.0, 1e6] * 9])
-def test_a_strange_past_is_forgotten(history: list[float]) -> None:
+def test_outliers_are_forgotten_after_one_window(history: list[float]) -> None:
     """Zero durations, one hour-long task or a long outage do not affect the schedule after one window."""
     schedule = AdaptiveSchedule(target_latency=0.5)
     for duration in history:
@@ -278,7 +278,7 @@ def test_a_poll_of_more_tasks_is_due_sooner(seed: int, together: list[float], pr
     assert schedule.wait(some, price) <= schedule.wait(some, 2 * price) * 1.01
 
 
-def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
+def test_a_poll_is_due_when_the_latency_equals_its_price() -> None:
     """In a simulation, the summed latency of ended tasks at the poll equals the price on average."""
     schedule, chance = AdaptiveSchedule(), Random(2)
     history = drawn(3, 256, 12, 0.35)
@@ -294,7 +294,7 @@ def test_a_poll_of_many_is_due_when_its_latency_equals_its_price() -> None:
     assert waited == pytest.approx(5 * schedule._price, rel=0.25)
 
 
-def test_tasks_begun_together_do_not_appear_short() -> None:
+def test_tasks_that_start_together_do_not_bias_the_model() -> None:
     """The model counts tasks that still run, so the first ends in a group do not bias it."""
     tasks = sorted(drawn(1, 100, 12, 0.35))
     schedule = AdaptiveSchedule()
@@ -348,7 +348,7 @@ def test_trust_in_callbacks_grows_slowly_and_falls_at_once() -> None:
     assert trust.rose
 
 
-def test_a_callback_may_follow_the_read_that_was_first() -> None:
+def test_a_callback_may_arrive_after_the_read() -> None:
     """An end that a read shows first counts as a missed callback only if none follows in time."""
     trust = CallbackTrust()
     trust.ended("1", 0.1, 0.0, called=False)

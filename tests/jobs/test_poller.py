@@ -192,7 +192,7 @@ ORDERS: dict[str, Callable[[list[str]], list[str]]] = {
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]]) -> None:
+def test_list_pages_may_show_anything_in_any_order(order: Callable[[list[str]], list[str]]) -> None:
     """Whatever the list shows, and in whatever order, the end of every task is noticed soon."""
 
     async def test(watched: PolledTask) -> None:
@@ -208,7 +208,7 @@ def test_nothing_is_assumed_of_the_list(order: Callable[[list[str]], list[str]])
 @pytest.mark.parametrize(
     "error", [ServerError("500"), BadRequest("no list", code=1200), TransportError("reset")]
 )
-def test_a_list_that_is_refused_is_left_alone(error: KlingError) -> None:
+def test_single_reads_replace_a_refused_list(error: KlingError) -> None:
     """Single reads replace a refused list, which is not requested again for a while."""
 
     async def test(watched: PolledTask) -> None:
@@ -236,7 +236,7 @@ def test_a_1302_on_lists_alone_stops_no_single_read() -> None:
     watching(test)
 
 
-def test_too_many_requests_for_ever_ends_the_wait() -> None:
+def test_a_persistent_1302_ends_the_wait() -> None:
     """A 1302 that persists ends the wait after `poll_timeout` and is raised."""
 
     async def test(watched: PolledTask) -> None:
@@ -251,7 +251,7 @@ def test_too_many_requests_for_ever_ends_the_wait() -> None:
     watching(test, budget=60)
 
 
-def test_a_list_is_trusted_again_once_it_shows_our_tasks() -> None:
+def test_a_list_that_failed_is_used_again_later() -> None:
     """A list that failed is read again after a while, and then used."""
 
     async def test(watched: PolledTask) -> None:
@@ -288,7 +288,7 @@ PASSING: list[KlingError] = [
 
 
 @pytest.mark.parametrize("error", PASSING, ids=str)
-def test_what_may_pass_is_outlived(error: KlingError) -> None:
+def test_transient_failures_end_no_wait(error: KlingError) -> None:
     """Minutes of transient failures do not end a wait, and the result arrives after them."""
 
     async def test(watched: PolledTask) -> None:
@@ -301,7 +301,7 @@ def test_what_may_pass_is_outlived(error: KlingError) -> None:
     watching(test)
 
 
-def test_silence_beyond_poll_timeout_ends_the_wait_with_ids() -> None:
+def test_failures_beyond_poll_timeout_end_the_wait_with_ids() -> None:
     """After `poll_timeout` the last failure is raised with the ids of the task."""
 
     async def test(watched: PolledTask) -> None:
@@ -379,7 +379,7 @@ def test_a_read_that_ends_after_its_task_does_not_keep_the_loop_busy() -> None:
     watching(test, loop=SteppingLoop)
 
 
-def test_one_good_answer_renews_poll_timeout() -> None:
+def test_a_good_response_restarts_poll_timeout() -> None:
     """`poll_timeout` limits the time without a good response, not the duration of a task."""
 
     async def test(watched: PolledTask) -> None:
@@ -423,7 +423,7 @@ def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
     assert watching(test).service.singles == 1
 
 
-def test_rare_polls_do_not_make_the_first_bad_answer_final() -> None:
+def test_rare_polls_do_not_make_the_first_bad_response_final() -> None:
     """The time limit counts from the first bad response, not from the last good one."""
 
     class Rare(ExponentialSchedule):
@@ -453,7 +453,7 @@ def test_a_status_that_stays_unknown_ends_the_wait_with_ids() -> None:
     watching(test, budget=300)
 
 
-def test_another_tasks_data_is_no_good_answer() -> None:
+def test_data_of_another_task_counts_as_a_failure() -> None:
     """A response with another task's data counts as a failure."""
 
     async def test(watched: PolledTask) -> None:
@@ -465,7 +465,7 @@ def test_another_tasks_data_is_no_good_answer() -> None:
 
 
 @pytest.mark.parametrize("late", [3.0, None])
-def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
+def test_a_success_without_pictures_is_polled_for_another_minute(late: float | None) -> None:
     """A task that succeeded without pictures is polled for one more minute, and then accepted as it is."""
 
     async def test(watched: PolledTask) -> None:
@@ -485,7 +485,7 @@ def test_a_success_without_pictures_is_polled_on(late: float | None) -> None:
     watching(test)
 
 
-def test_a_list_that_never_changes_hides_no_end() -> None:
+def test_ends_are_noticed_if_the_list_never_changes() -> None:
     """If a list never changes, single reads notice the ends soon."""
 
     async def test(watched: PolledTask) -> None:
@@ -502,7 +502,7 @@ def test_a_list_that_never_changes_hides_no_end() -> None:
     assert max(watching(test).latency) < 14
 
 
-def test_a_list_that_lags_hides_no_end() -> None:
+def test_ends_are_noticed_if_the_list_lags() -> None:
     """A list that is 40 s behind does not delay a result by 40 s."""
 
     async def test(watched: PolledTask) -> None:
@@ -554,7 +554,7 @@ def test_a_callback_during_a_read_causes_one_more_read() -> None:
     assert watching(test, Rare(Random(1))).service.singles == 2
 
 
-def test_a_task_may_be_invisible_for_a_while() -> None:
+def test_a_new_task_may_be_invisible_for_a_while() -> None:
     """A task counts as missing only after some time, because a new one may not be visible yet."""
 
     async def test(watched: PolledTask) -> None:
@@ -573,7 +573,7 @@ def test_a_task_may_be_invisible_for_a_while() -> None:
 
 
 @pytest.mark.parametrize(("asked", "obeyed"), [(40.0, 40), (86_400.0, 300)])
-def test_the_service_may_ask_for_patience(asked: float, obeyed: float) -> None:
+def test_retry_after_is_obeyed(asked: float, obeyed: float) -> None:
     """The `Retry-After` of a failed read is obeyed up to `max_retry_after`, and polling continues."""
 
     async def test(watched: PolledTask) -> None:
@@ -591,7 +591,7 @@ def test_the_service_may_ask_for_patience(asked: float, obeyed: float) -> None:
     watching(test)
 
 
-def test_a_task_known_by_your_id_is_found_in_lists_and_callbacks() -> None:
+def test_a_task_added_by_external_id_is_found_by_its_task_id() -> None:
     """After its first snapshot, a task added by the caller's id is also found by the service's id."""
 
     async def test(watched: PolledTask) -> None:
@@ -674,7 +674,7 @@ def test_a_callback_triggers_a_read() -> None:
 
 
 @pytest.mark.parametrize("concurrent", [1, 10, 100])
-def test_callbacks_that_come_replace_reads(concurrent: int) -> None:
+def test_reliable_callbacks_replace_reads(concurrent: int) -> None:
     """Once callbacks arrive reliably, a job costs at most 0.05 reads, however many are open at once."""
 
     async def test(watched: PolledTask) -> None:
@@ -691,7 +691,7 @@ def test_callbacks_that_come_replace_reads(concurrent: int) -> None:
 
 @pytest.mark.parametrize("no_list", [None, ServerError("500")], ids=["lists", "no lists"])
 @pytest.mark.parametrize(("concurrent", "worst"), [(1, 30), (10, 10), (100, 10)])
-def test_polling_replaces_callbacks_that_stop(
+def test_polling_replaces_missing_callbacks(
     concurrent: int, worst: float, no_list: KlingError | None
 ) -> None:
     """Only the first missed ends are noticed late, and the switch to polling causes no burst of reads."""
@@ -725,7 +725,7 @@ def test_polling_replaces_callbacks_that_stop(
 
 
 @pytest.mark.parametrize("delay", [30.0, inf])
-def test_callbacks_that_are_late_change_nothing(delay: float) -> None:
+def test_late_callbacks_change_nothing(delay: float) -> None:
     """If callbacks arrive too late or never, reads and latency are the same as without callbacks."""
     found = []
     for given_delay in (None, delay):
@@ -738,7 +738,7 @@ def test_callbacks_that_are_late_change_nothing(delay: float) -> None:
     assert found[0] == found[1]
 
 
-def test_a_task_without_callbacks_is_polled_beside_those_with() -> None:
+def test_callbacks_of_other_tasks_do_not_delay_reads() -> None:
     """Callbacks of some tasks do not delay the reads of a task that did not ask for callbacks."""
 
     async def test(watched: PolledTask) -> None:
@@ -804,7 +804,7 @@ def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("wait", [nan, inf, -1.0])
-def test_a_schedule_that_gives_no_number_of_seconds_ends_no_job(wait: float) -> None:
+def test_an_invalid_wait_from_a_schedule_ends_no_job(wait: float) -> None:
     """A wait that is negative or not finite is replaced, so tasks are read neither constantly nor never."""
 
     class Odd(ExponentialSchedule):
@@ -847,7 +847,7 @@ def test_ends_are_emitted_with_their_duration_by_the_services_clock() -> None:
 
 
 @virtual_time
-async def test_ten_thousand_open_tasks_are_ordinary() -> None:
+async def test_ten_thousand_open_tasks_need_no_asyncio_tasks() -> None:
     """Ten thousand open tasks need no asyncio tasks of their own."""
     service = Service()
     async with Poller(service, ExponentialSchedule(Random(1)), Settings()) as poller:
@@ -860,7 +860,7 @@ async def test_ten_thousand_open_tasks_are_ordinary() -> None:
 
 
 @virtual_time
-async def test_a_failed_task_is_an_end_like_another() -> None:
+async def test_a_failed_task_is_no_longer_polled() -> None:
     """The future of a failed task raises, and the task is no longer polled."""
     service = Service()
     service.task = lambda task_id: Task(task_id, "failed", "no")  # type: ignore[method-assign]

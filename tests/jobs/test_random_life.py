@@ -225,7 +225,7 @@ async def live(seed: int, folder: Path | None) -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_a_random_life_leaves_nothing(part: int, tmp_path: Path) -> None:
+def test_random_actions_leave_nothing_behind(part: int, tmp_path: Path) -> None:
     """For each of many seeds, no task, slot, byte or unit is left over."""
     for seed in range(part, SEEDS, PARTS):
         folder = tmp_path / str(seed) if seed % 4 == 0 else None

@@ -101,7 +101,7 @@ FAULTS: list[Fault | str] = ["ok", "reset_after", "html_after", Fault("error", c
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fault | str) -> None:
+def test_closing_at_any_step_loses_and_repeats_no_task(tmp_path: Path, fault: Fault | str) -> None:
     """Every awaiter ends, and a new client with the same journal finds the one task and its pictures."""
 
     async def job(steps: int) -> bool:
@@ -141,7 +141,7 @@ def test_closing_at_any_step_loses_and_doubles_nothing(tmp_path: Path, fault: Fa
 
 
 @pytest.mark.parametrize("wait", [False, True])
-def test_a_cancelled_close_closes_all_the_same(wait: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_a_cancelled_close_leaves_nothing_open(wait: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """`aclose` cancelled at any step leaves nothing open, and every awaiter ends."""
 
     async def job(steps: int) -> bool:
@@ -205,7 +205,7 @@ def test_cancelling_an_awaiter_at_any_step_affects_no_other(fault: Fault | str) 
             return
 
 
-def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
+def test_cancelling_expand_at_any_step_keeps_the_job(tmp_path: Path) -> None:
     """When `expand` is cancelled at any step, a second call with the same key gets the result."""
 
     async def job(steps: int) -> bool:
@@ -228,7 +228,7 @@ def test_cancelling_a_caller_leaves_the_job(tmp_path: Path) -> None:
             return
 
 
-def test_taking_back_at_any_step_is_all_or_nothing() -> None:
+def test_cancelling_a_job_at_any_step_is_all_or_nothing() -> None:
     """A job that was cancelled was never sent, and a job that cannot be cancelled continues to its end."""
 
     async def job(steps: int) -> bool:
@@ -257,7 +257,7 @@ def test_taking_back_at_any_step_is_all_or_nothing() -> None:
 
 
 @virtual_time
-async def test_the_same_key_twice_at_once_is_one_task() -> None:
+async def test_concurrent_submissions_with_one_key_share_a_task() -> None:
     """Two submissions with the same key share the task, its reserved units and its bill."""
     async with emulated({"budget": 16}) as (emulator, kling):
         first, second = (kling.submit(PHOTO, WIDER, key="cat") for _ in range(2))
@@ -269,7 +269,7 @@ async def test_the_same_key_twice_at_once_is_one_task() -> None:
 
 
 @virtual_time
-async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> None:
+async def test_the_id_of_a_queued_job_is_known_at_once(tmp_path: Path) -> None:
     """A second submission of a queued job has the same id before a slot is free, and shares the task."""
     options = {"journal": tmp_path / "run.db", "max_in_flight": 1}
     async with emulated(options, work_seconds=100) as (emulator, kling):
@@ -285,7 +285,7 @@ async def test_the_id_of_a_job_under_way_is_known_at_once(tmp_path: Path) -> Non
 
 
 @virtual_time
-async def test_a_lookup_of_an_unused_id_is_no_error() -> None:
+async def test_a_create_with_a_given_id_is_preceded_by_a_lookup() -> None:
     """Each create with a given id is preceded by a lookup, which is counted as a read."""
     async with emulated() as (_, kling):
         await kling.expand(PHOTO, WIDER, external_task_id="mine")
@@ -297,7 +297,7 @@ async def test_a_lookup_of_an_unused_id_is_no_error() -> None:
 
 
 @virtual_time
-async def test_a_job_is_its_run_its_key_and_what_it_asks_for() -> None:
+async def test_run_key_photo_and_geometry_identify_a_job() -> None:
     """Another run, key, photo or geometry makes another task, and another client in the run finds it."""
     async with emulated({"run": "monday"}) as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, key="cat")
@@ -345,7 +345,7 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
 
 
 @virtual_time
-async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
+async def test_a_create_that_returns_a_failed_task_is_not_repeated() -> None:
     """A create whose response is a failed task is not repeated, although its id is derived."""
     async with (
         loopback(task("7", "failed")) as server,
@@ -359,7 +359,7 @@ async def test_a_create_answered_with_a_failed_task_is_an_end() -> None:
 
 
 @virtual_time
-async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
+async def test_a_failed_task_found_after_a_reset_is_not_repeated() -> None:
     """A failed task found after a reset belongs to this attempt, not to an earlier one."""
     async with emulated(queue_seconds=0, work_seconds=0) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
@@ -369,7 +369,7 @@ async def test_a_failed_task_of_our_own_lost_answer_is_an_end() -> None:
 
 
 @virtual_time
-async def test_an_id_of_yours_is_taken_once() -> None:
+async def test_a_given_id_is_used_once() -> None:
     """A given id is sent unchanged, and a second task with it is refused with both ids in the error."""
     async with emulated() as (emulator, kling):
         first = await kling.expand(PHOTO, WIDER, external_task_id="my-7", key="cat")
@@ -406,7 +406,7 @@ async def test_a_recorded_job_survives_and_its_id_is_final(tmp_path: Path, given
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("mapped", [True, False])
 @virtual_time
-async def test_one_given_id_for_two_jobs_at_once(tmp_path: Path, *, durable: bool, mapped: bool) -> None:
+async def test_two_requests_cannot_share_one_given_id(tmp_path: Path, *, durable: bool, mapped: bool) -> None:
     """Under one given id, the same request shares the task, and another request is refused without harm."""
     options: dict[str, Any] = {"journal": tmp_path / "run.db"} if durable else {}
     requests = [ExpandRequest(PHOTO, WIDER, prompt, external_task_id="mine") for prompt in (None, "b", None)]
@@ -454,7 +454,7 @@ async def test_a_job_that_was_never_sent_takes_a_new_id(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_failure_of_the_store_is_no_other_task(tmp_path: Path) -> None:
+async def test_a_failing_store_raises_its_own_error(tmp_path: Path) -> None:
     """A store that fails while it records a job with a given id raises its own error."""
 
     class Failing(SQLiteStore):
@@ -472,7 +472,7 @@ async def test_a_failure_of_the_store_is_no_other_task(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_task_seen_twice_is_billed_once() -> None:
+async def test_the_units_of_a_task_count_once() -> None:
     """The units of a task count once, even if it is attached or its job submitted again after the end."""
     async with emulated() as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER, key="cat")
@@ -482,7 +482,7 @@ async def test_a_task_seen_twice_is_billed_once() -> None:
 
 
 @virtual_time
-async def test_a_cancelled_job_is_cancelled_at_once() -> None:
+async def test_cancelling_a_job_takes_effect_at_once() -> None:
     """As with `asyncio.Future`, the end is known when `cancel` returns, and slots and units are free soon."""
     async with emulated(client={"max_in_flight": 1, "budget": 16}) as (emulator, kling):
         await kling.submit(PHOTO, WIDER).accepted()
@@ -538,7 +538,7 @@ async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> d
 
 
 @virtual_time
-async def test_every_state_of_a_journal_is_gone_on_with(tmp_path: Path) -> None:
+async def test_every_state_of_a_journal_is_resumed(tmp_path: Path) -> None:
     """Every unsaved job that has not failed gets its one task, oldest first, and is paid once."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
@@ -589,7 +589,7 @@ async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callab
 
 
 @virtual_time
-async def test_a_job_that_is_mapped_again_without_its_photo_names_its_task(tmp_path: Path) -> None:
+async def test_mapping_a_job_again_without_its_photo_names_its_task(tmp_path: Path) -> None:
     """With a journal, the error names the task that was already paid, so that it can be attached."""
     photo = Path(shutil.copy(PHOTO, tmp_path))
     request = ExpandRequest(photo, WIDER, key="k")
@@ -605,7 +605,7 @@ async def test_a_job_that_is_mapped_again_without_its_photo_names_its_task(tmp_p
 
 
 @virtual_time
-async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) -> None:
+async def test_a_job_without_task_or_photo_raises_not_submitted(tmp_path: Path) -> None:
     """If a photo was bytes, the existing task is followed, and a job without a task raises `NotSubmitted`."""
     path, photo = tmp_path / "run.db", PHOTO.read_bytes()
     options: dict[str, Any] = {"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}
@@ -633,7 +633,7 @@ async def test_photos_given_as_bytes_are_looked_up_or_asked_for(tmp_path: Path) 
 
 
 @virtual_time
-async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+async def test_an_uncertain_create_whose_photo_is_gone_raises_image_error(tmp_path: Path) -> None:
     """An uncertain create that made no task raises `ImageError` if its photo is gone."""
     path, photo = tmp_path / "run.db", tmp_path / "cat.jpg"
     shutil.copy(PHOTO, photo)
@@ -653,9 +653,7 @@ async def test_an_unsettled_photo_that_is_gone_is_said_to_be(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("photo", [PHOTO, PHOTO.read_bytes()], ids=["path", "bytes"])
 @virtual_time
-async def test_a_deadline_before_an_uncertain_create_is_settled_says_unknown(
-    tmp_path: Path, photo: Any
-) -> None:
+async def test_a_deadline_during_an_uncertain_create_raises_unknown(tmp_path: Path, photo: Any) -> None:
     """At the deadline, a job that an earlier run may have sent raises `SubmissionUnknown`."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0, "max_in_flight": 1}) as (emulator, kling):
@@ -675,7 +673,7 @@ async def test_a_deadline_before_an_uncertain_create_is_settled_says_unknown(
 
 
 @virtual_time
-async def test_closing_before_an_uncertain_create_is_settled_says_unknown(tmp_path: Path) -> None:
+async def test_closing_during_an_uncertain_create_raises_unknown(tmp_path: Path) -> None:
     """A client that closes before an uncertain create is settled raises `SubmissionUnknown`."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
@@ -718,7 +716,7 @@ async def test_a_journal_lost_during_the_create_costs_no_result(
 
 
 @virtual_time
-async def test_nothing_is_sent_that_could_not_be_written_down(tmp_path: Path) -> None:
+async def test_a_create_is_sent_only_after_its_intent_is_recorded(tmp_path: Path) -> None:
     """A create is sent only after its intent is in the journal."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
@@ -746,7 +744,7 @@ async def test_a_budget_is_never_exceeded() -> None:
 
 
 @virtual_time
-async def test_what_fails_gives_its_units_back() -> None:
+async def test_failed_and_refused_tasks_release_their_units() -> None:
     """Failed and refused tasks cost nothing, so their units can be used by other jobs."""
     async with emulated({"budget": 16}) as (emulator, kling):
         for prompt in (RISK, "emulate-1301", "emulate-invalid-pixel"):
@@ -761,7 +759,7 @@ async def test_what_fails_gives_its_units_back() -> None:
 
 
 @virtual_time
-async def test_what_may_be_billed_stays_set_aside() -> None:
+async def test_units_of_an_uncertain_create_stay_reserved() -> None:
     """Units stay reserved for a create that may have been accepted."""
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=20))
@@ -786,7 +784,7 @@ async def test_more_pictures_than_slots_are_refused_at_once() -> None:
 
 
 @virtual_time
-async def test_slots_are_held_until_the_known_end() -> None:
+async def test_slots_are_held_until_the_end_is_noticed() -> None:
     """The next create is sent when the end of the first task is noticed, not when it happens."""
     client: dict[str, Any] = {"max_in_flight": 2, "schedule": NeverPolls()}
     async with emulated(client, slots=2, work_seconds=10) as (emulator, kling):
@@ -817,7 +815,7 @@ async def test_two_clients_share_slots() -> None:
 
 
 @virtual_time
-async def test_many_that_wait_for_others_do_not_hammer() -> None:
+async def test_many_waiting_jobs_send_few_creates() -> None:
     """While other programs hold all slots, many waiting jobs send only a few creates."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):
         await kling.create(PHOTO, WIDER, n=3)
@@ -828,7 +826,7 @@ async def test_many_that_wait_for_others_do_not_hammer() -> None:
 
 
 @virtual_time
-async def test_others_on_the_account_are_waited_for() -> None:
+async def test_a_create_is_retried_while_others_hold_the_slots() -> None:
     """While other programs hold all slots, a create is retried later and succeeds once."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):
         await kling.create(PHOTO, WIDER, n=3)
@@ -874,7 +872,7 @@ async def test_maps_take_turns() -> None:
 
 
 @virtual_time
-async def test_a_map_that_stops_takes_back_what_was_not_sent() -> None:
+async def test_a_map_that_stops_cancels_unsent_jobs() -> None:
     """After `max_failures` nothing more is created, and each cancelled job has an outcome."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, WIDER, RISK) for _ in range(10)]
@@ -941,7 +939,7 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
 
 
 @virtual_time
-async def test_a_deadline_during_the_create_looks_for_the_task() -> None:
+async def test_a_deadline_during_the_create_keeps_the_units_reserved() -> None:
     """A create that may have been accepted keeps its units reserved."""
     async with emulated({"budget": 8}) as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=60))
@@ -967,7 +965,7 @@ async def test_closing_before_the_first_step_ends_every_future() -> None:
 
 
 @virtual_time
-async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
+async def test_closing_with_wait_lets_all_jobs_end() -> None:
     """Closing with `wait` sends waiting jobs, lets running jobs end, and refuses new ones."""
     async with emulated({"max_in_flight": 2}, slots=2, work_seconds=10) as (emulator, kling):
         futures = [kling.submit(PHOTO, WIDER) for _ in range(6)]
@@ -982,7 +980,7 @@ async def test_waiting_for_all_of_them_ends_with_all_of_them() -> None:
 
 
 @virtual_time
-async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
+async def test_a_snapshot_in_the_step_of_the_close_is_recorded(tmp_path: Path) -> None:
     """A snapshot that arrives in the same step as the close is still recorded."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "schedule": NeverPolls()}) as (emulator, kling):
@@ -999,7 +997,7 @@ async def test_what_ended_just_now_is_written_down(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_create_under_way_is_given_a_moment() -> None:
+async def test_closing_waits_briefly_for_a_create_in_progress() -> None:
     """Closing waits briefly for the response to a create, so that the task can be attached again."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", Fault("slow_headers", seconds=5))
@@ -1013,7 +1011,7 @@ async def test_a_create_under_way_is_given_a_moment() -> None:
 
 
 @virtual_time
-async def test_only_what_was_not_sent_can_be_taken_back() -> None:
+async def test_only_a_waiting_job_can_be_cancelled() -> None:
     """A job can be cancelled only while it waits, not once it runs or has ended, or if it was attached."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
         running = kling.submit(PHOTO, WIDER)
@@ -1067,7 +1065,7 @@ async def test_a_photo_at_a_url_has_no_known_size() -> None:
 
 
 @virtual_time
-async def test_a_service_that_is_not_there_owes_nothing() -> None:
+async def test_a_create_that_was_not_sent_releases_its_units() -> None:
     """A create that was certainly not sent releases its units, and a later run of the journal may send it."""
     async with emulated({"budget": 8, "retry_timeout": 5.0}) as (emulator, kling):
         async with emulator.unreachable():
@@ -1090,7 +1088,7 @@ async def test_a_refused_job_can_be_submitted_again(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_request_may_be_changed_and_sent_once_more() -> None:
+async def test_a_request_with_another_prompt_is_another_job() -> None:
     """A copy of a request with another prompt is another job."""
     async with (
         loopback(refuses(1200, 400), task("1", "succeed")) as server,
@@ -1113,7 +1111,7 @@ def test_logging_is_quiet_by_default() -> None:
 
 @pytest.mark.parametrize("leave", ["reader", "aclose", "cancel", "expand", "group"])
 @virtual_time
-async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> None:
+async def test_a_job_that_waits_after_a_1302_can_be_cancelled(leave: str) -> None:
     """A job that waits after a 1302 can be cancelled in any way. Nothing is sent, and no units stay due."""
     async with emulated() as (emulator, kling):
         emulator.faults.script("create", *[Fault("error", code=1302, retry_after="120")] * 9)
@@ -1150,7 +1148,7 @@ async def test_a_job_that_waits_after_a_refusal_is_taken_back(leave: str) -> Non
 
 
 @virtual_time
-async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_cancelled_call_names_the_running_task(caplog: pytest.LogCaptureFixture) -> None:
     """A call that is cancelled after the create logs both ids and adds them to the exception."""
     async with emulated(work_seconds=100) as (emulator, kling):
         caller = asyncio.create_task(kling.expand(PHOTO, WIDER))
@@ -1167,7 +1165,7 @@ async def test_a_cancelled_call_names_the_task_that_goes_on(caplog: pytest.LogCa
 
 
 @virtual_time
-async def test_one_of_two_callers_of_a_job_leaves(tmp_path: Path) -> None:
+async def test_cancelling_one_of_two_callers_keeps_the_job(tmp_path: Path) -> None:
     """If one of two callers of the same job is cancelled, the other gets the one task."""
     async with emulated({"journal": tmp_path / "run.db", "max_in_flight": 1}, work_seconds=10) as (
         emulator,
@@ -1230,7 +1228,7 @@ async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("journal", [False, True])
 @virtual_time
-async def test_a_job_is_made_again_on_request(tmp_path: Path, *, journal: bool) -> None:
+async def test_fresh_makes_an_ended_job_again(tmp_path: Path, *, journal: bool) -> None:
     """With `fresh`, an ended job becomes a new task. Without it, the earlier result is returned."""
     options: dict[str, Any] = {"journal": tmp_path / "run.db"} if journal else {}
     async with emulated(options) as (emulator, kling):
@@ -1261,7 +1259,7 @@ async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) -> None:
+async def test_fresh_does_not_repeat_an_open_job(tmp_path: Path) -> None:
     """`fresh` replaces only ended jobs, while an open job is followed and paid once."""
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=50) as (emulator, kling):
         first = kling.submit(PHOTO, WIDER)
@@ -1276,7 +1274,7 @@ async def test_a_job_under_way_is_not_made_twice_by_asking_anew(tmp_path: Path) 
 
 @pytest.mark.parametrize("wait", [0.0, 0.02, 0.1, 1.0])
 @virtual_time
-async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wait: float) -> None:
+async def test_resume_skips_jobs_that_this_client_follows(tmp_path: Path, wait: float) -> None:
     """`resume` skips the jobs that this client already sends, follows or queues."""
     raw = PHOTO.read_bytes()
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=5) as (emulator, kling):
@@ -1294,7 +1292,7 @@ async def test_resuming_leaves_alone_what_this_client_follows(tmp_path: Path, wa
 
 @pytest.mark.parametrize("code", [1000, 1002, 1100, 1101, 1102, 1103, 1304, 1201, 1301])
 @virtual_time
-async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: int) -> None:
+async def test_a_job_refused_because_of_the_account_is_resumed(tmp_path: Path, code: int) -> None:
     """A job refused because of the account, key or permission is resumed, but an invalid request is not."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path}) as (emulator, kling):
@@ -1313,7 +1311,9 @@ async def test_a_refusal_that_may_have_passed_is_resumed(tmp_path: Path, code: i
 
 
 @virtual_time
-async def test_what_cannot_be_resumed_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_job_that_cannot_be_resumed_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A job whose photo was bytes cannot be resumed, as one warning and the job's own error say."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=100) as (emulator, kling):
@@ -1374,7 +1374,7 @@ async def test_a_refused_create_is_not_looked_up_after_a_kill(tmp_path: Path, fa
 
 
 @virtual_time
-async def test_what_was_cancelled_is_not_resumed(tmp_path: Path) -> None:
+async def test_a_job_cancelled_by_its_caller_is_not_resumed(tmp_path: Path) -> None:
     """A later run sends a job that a closing client has cancelled, but none that a caller has cancelled."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "max_in_flight": 1}, work_seconds=5) as (emulator, kling):
@@ -1496,7 +1496,7 @@ async def test_a_new_journal_costs_one_list_request(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path) -> None:
+async def test_cancelling_a_job_does_not_stop_the_listing(tmp_path: Path) -> None:
     """While a new journal lists the tasks, any job can be cancelled without stopping the others."""
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
         emulator.faults.script("list", Fault("slow_headers", seconds=5), Fault("slow_headers", seconds=5))
@@ -1513,7 +1513,7 @@ async def test_a_job_that_gives_up_leaves_the_listing_to_the_next(tmp_path: Path
 
 @pytest.mark.parametrize("kept_in", ["journal", "folder", "both", "nothing"])
 @virtual_time
-async def test_a_later_process_begins_with_what_was_learned(tmp_path: Path, kept_in: str) -> None:
+async def test_a_later_process_uses_the_learned_durations(tmp_path: Path, kept_in: str) -> None:
     """The first job of a process is polled like the last job of the previous process."""
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache" if kept_in in {"folder", "both"} else False}
     journal = tmp_path / "run.db" if kept_in in {"journal", "both"} else None
@@ -1543,7 +1543,7 @@ async def test_a_later_process_begins_with_what_was_learned(tmp_path: Path, kept
 
 
 @virtual_time
-async def test_accounts_do_not_share_what_they_learn(tmp_path: Path) -> None:
+async def test_accounts_do_not_share_learned_durations(tmp_path: Path) -> None:
     """Another account's key starts without the durations of the first, and the file contains no key."""
     options: dict[str, Any] = {"cache_dir": tmp_path}
     async with emulated(options, work_seconds=40) as (emulator, kling):

@@ -56,7 +56,7 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
 
 
 @virtual_time
-async def test_a_waiter_for_many_is_not_overtaken() -> None:
+async def test_a_waiter_for_many_slots_is_not_starved() -> None:
     """A task of nine pictures gets its turn although tasks of one picture keep arriving."""
     places, served = WeightedSemaphore(9), []
 
@@ -91,7 +91,7 @@ async def test_the_last_end_lets_a_larger_task_try_at_once() -> None:
 
 
 @virtual_time
-async def test_a_higher_priority_goes_first_and_a_refused_one_before_its_like() -> None:
+async def test_waiters_are_served_by_priority_then_retries_then_arrival() -> None:
     """Waiters are served by priority, then retries first, then in order of arrival."""
     places, served = WeightedSemaphore(1), []
 
@@ -125,7 +125,7 @@ async def test_flows_take_turns() -> None:
 
 
 @virtual_time
-async def test_waiters_that_gave_up_cost_their_flow_nothing() -> None:
+async def test_cancelled_waiters_cost_their_flow_no_turn() -> None:
     """A flow with 300 cancelled waiters still gets every second turn for its other jobs."""
     places, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
 
@@ -148,7 +148,7 @@ async def test_waiters_that_gave_up_cost_their_flow_nothing() -> None:
 
 
 @virtual_time
-async def test_idle_time_gives_a_flow_no_claim() -> None:
+async def test_an_idle_flow_earns_no_extra_turns() -> None:
     """A flow that was idle while another was served gets alternate turns, and no more."""
     places, served, busy, idle = WeightedSemaphore(1), [], Flow(), Flow()
 
@@ -352,7 +352,7 @@ async def test_probes_are_few_and_pause_at_least_a_second(own: int) -> None:
 
 
 @virtual_time
-async def test_a_task_larger_than_what_is_believed_free_is_tried() -> None:
+async def test_a_task_larger_than_the_estimate_is_tried() -> None:
     """A task of nine pictures is sent although refusals have lowered the estimate to zero."""
     account = Account(Slots(9), 9)
     burst = asyncio.create_task(account.burst(1, 20))
@@ -374,7 +374,7 @@ async def test_uncertain_creates_do_not_end_the_search() -> None:
 
 
 @virtual_time
-async def test_one_job_at_a_time_proves_nothing() -> None:
+async def test_jobs_one_after_another_do_not_raise_the_estimate() -> None:
     """Jobs that are accepted one after another do not raise the estimate beyond their size."""
     slots = Slots(64)
     for _ in range(100):
@@ -385,7 +385,7 @@ async def test_one_job_at_a_time_proves_nothing() -> None:
 
 
 @virtual_time
-async def test_creates_sent_before_a_refusal_lower_nothing() -> None:
+async def test_refusals_of_earlier_creates_do_not_lower_the_capacity() -> None:
     """Refusals of creates that were sent before the capacity fell do not lower it again."""
     slots = Slots(9)
     epochs = [await slots.acquire(1) for _ in range(9)]
@@ -473,7 +473,7 @@ STEPS = st.sampled_from([*ANSWERS, "acquire", "acquire", "ended", "cancel", "for
 
 
 @given(limit=st.integers(1, 12), steps=st.lists(st.tuples(STEPS, st.integers(1, 12)), max_size=60))
-def test_the_books_are_right_after_any_sequence(limit: int, steps: list[tuple[str, int]]) -> None:
+def test_the_counts_are_right_after_any_sequence(limit: int, steps: list[tuple[str, int]]) -> None:
     """The held and running counts are right, the capacity is within bounds, and every waiter is served."""
 
     async def main() -> None:

@@ -142,7 +142,7 @@ def test_the_table_of_states(state: S, *, may_cost: bool, following: set[S]) -> 
             assert attempt.state is state
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     """Every state has a row, is reachable, and leads to a known task or to a refusal."""
     assert set(TRANSITIONS) == set(S)
     assert set().union(*TRANSITIONS.values()) == set(S) - {S.NEW, S.INHERITED}
@@ -181,7 +181,7 @@ ACCEPTED += [Fault("late", seconds=seconds) for seconds in (0, 1, 4.9, 29.0, 34.
 
 @pytest.mark.parametrize("fault", ACCEPTED, ids=str)
 @virtual_time
-async def test_what_was_accepted_is_found(fault: Fault | str) -> None:
+async def test_an_accepted_create_is_found(fault: Fault | str) -> None:
     """A create whose response is lost or invalid does not lead to a second task."""
     async with creating() as c:
         c.script(fault)
@@ -197,7 +197,7 @@ LOST += [Fault(kind, code=code) for kind in ("error", "envelope_200") for code i
 
 @pytest.mark.parametrize("fault", LOST, ids=str)
 @virtual_time
-async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
+async def test_a_create_that_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
     """A create that was not accepted is repeated under the same id, once its task could have appeared."""
     async with creating() as c:
         c.script(fault)
@@ -210,7 +210,7 @@ async def test_what_was_not_accepted_is_sent_again(fault: Fault | str) -> None:
 
 @pytest.mark.parametrize("seconds", [35.1, 36.0, 40.0, 100.0])
 @virtual_time
-async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
+async def test_unique_ids_prevent_a_second_payment(seconds: float) -> None:
     """If the service refuses duplicates, even a create that appears very late is not paid twice."""
     async with creating(allow_duplicates=False) as c:
         c.script(Fault("late", seconds=seconds))
@@ -222,7 +222,7 @@ async def test_the_services_own_uniqueness_is_used(seconds: float) -> None:
 
 @pytest.mark.parametrize("seconds", [30.0, 33.0, 34.0, 34.5, 34.9])
 @virtual_time
-async def test_the_answer_of_a_slow_lookup_may_be_outdated(seconds: float) -> None:
+async def test_the_response_to_a_slow_lookup_may_be_outdated(seconds: float) -> None:
     """A task that was absent when a slow lookup was sent may exist when the response arrives."""
     async with creating() as c:
         c.script(Fault("late", seconds=seconds))
@@ -263,7 +263,7 @@ async def test_the_wait_counts_from_the_last_create_sent() -> None:
 
 
 @virtual_time
-async def test_a_pause_asked_for_is_no_slow_create() -> None:
+async def test_a_requested_pause_does_not_prolong_lookups() -> None:
     """A requested pause of an hour does not prolong later lookups to an hour."""
     async with creating() as c:
         c.session.gates[EventKind.CREATE].close(3600)
@@ -289,7 +289,7 @@ async def test_a_refusal_is_raised_at_once(code: int) -> None:
 
 
 @virtual_time
-async def test_a_parallel_limit_passes_through() -> None:
+async def test_a_parallel_limit_is_raised() -> None:
     """A 1303 is raised, because the scheduler decides when to retry."""
     async with creating(slots=1) as c:
         await c.create("first")
@@ -321,7 +321,7 @@ async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
 
 
 @virtual_time
-async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
+async def test_a_retry_after_of_zero_still_leads_to_a_pause() -> None:
     """`Retry-After: 0` still leads to a pause."""
     async with creating() as c:
         c.script(Fault("error", code=1302, retry_after="0", times=EVER))
@@ -334,7 +334,7 @@ async def test_a_service_that_asks_for_no_pause_is_not_hammered() -> None:
 
 
 @virtual_time
-async def test_another_jobs_task_is_not_taken() -> None:
+async def test_a_task_of_another_job_is_not_adopted() -> None:
     """A given id that already has a task raises an error before the create, and the error names the task."""
     async with creating(allow_duplicates=False) as c:
         other = await c.create()
@@ -359,7 +359,7 @@ async def test_a_given_id_is_refused_though_its_lookup_lags() -> None:
 
 @pytest.mark.parametrize("fault", ["reset_after", "reset"])
 @virtual_time
-async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
+async def test_a_task_under_a_given_id_that_was_free_is_adopted(fault: str) -> None:
     """A task that appears under a given id after a create without a response belongs to that create."""
     async with creating(allow_duplicates=False) as c:
         c.script(fault)
@@ -368,7 +368,7 @@ async def test_a_given_id_that_was_free_is_this_jobs(fault: str) -> None:
 
 
 @virtual_time
-async def test_a_task_of_ours_is_adopted() -> None:
+async def test_a_task_under_a_derived_id_is_adopted() -> None:
     """A task under a derived id can only belong to this job, so it is adopted and not paid for again."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
@@ -406,7 +406,7 @@ async def test_a_duplicate_that_cannot_be_found_is_unknown() -> None:
 
 
 @virtual_time
-async def test_a_lost_create_outlives_a_parallel_limit() -> None:
+async def test_a_lost_create_is_found_after_a_parallel_limit() -> None:
     """A 1303 after a lost create may be caused by its own task, which is then found and not created again."""
     async with creating(allow_duplicates=False) as c:
         c.script(Fault("late", seconds=50), Fault("error", code=1303))
@@ -420,7 +420,7 @@ async def test_a_lost_create_outlives_a_parallel_limit() -> None:
 
 
 @virtual_time
-async def test_what_an_earlier_run_sent_is_looked_up_first() -> None:
+async def test_a_create_of_an_earlier_run_is_looked_up_first() -> None:
     """A task of an earlier run is found without a create, and a missing one is created after the wait."""
     async with creating() as c:
         made = await c.create()
@@ -442,7 +442,7 @@ DIRECTED = ExpandRequest(PHOTO, Towards("right"))
 @pytest.mark.parametrize("others", [0, 3])
 @pytest.mark.parametrize("fault", ["reset_after", "reset", Fault("late", seconds=20)], ids=str)
 @virtual_time
-async def test_the_list_is_asked_where_no_lookup_is_documented(fault: Fault | str, others: int) -> None:
+async def test_the_list_is_read_where_no_lookup_is_documented(fault: Fault | str, others: int) -> None:
     """In the direction dialect, a lost create is searched for in the list before it is repeated."""
     async with creating(dialect="direction") as c:
         photo = await load_photo(PHOTO)
@@ -463,7 +463,7 @@ async def test_the_list_is_asked_where_no_lookup_is_documented(fault: Fault | st
 
 
 @virtual_time
-async def test_a_service_that_only_fails_is_given_up() -> None:
+async def test_lasting_failures_are_raised_after_retry_timeout() -> None:
     """After `retry_timeout` and one last lookup it is certain that no task exists."""
     async with creating(retry_timeout=60) as c:
         c.script(Fault("error", code=5000, times=EVER))
@@ -481,7 +481,7 @@ async def test_a_service_that_only_fails_is_given_up() -> None:
     "fault", ["reset", "html", Fault("error", code=5000), Fault("error", code=1103)], ids=str
 )
 @virtual_time
-async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> None:
+async def test_without_a_lookup_the_create_is_not_repeated(fault: Fault | str) -> None:
     """Without a working lookup, the create is not repeated, because a task may exist."""
     async with creating() as c:
         c.script("reset_after")
@@ -494,7 +494,7 @@ async def test_without_a_lookup_nothing_is_sent_again(fault: Fault | str) -> Non
 
 
 @virtual_time
-async def test_a_deadline_in_the_middle_is_unknown() -> None:
+async def test_a_deadline_after_an_uncertain_create_is_unknown() -> None:
     """At the deadline, a create that may have been accepted raises an error with the id."""
     async with creating() as c:
         c.script(Fault("slow_headers", seconds=300))
@@ -517,7 +517,7 @@ async def test_a_deadline_during_a_lookup_is_unknown() -> None:
 
 
 @virtual_time
-async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
+async def test_a_deadline_before_the_first_attempt_raises_deadline_exceeded() -> None:
     """If the deadline passes before anything was sent, the error says so."""
     async with creating() as c:
         await asyncio.sleep(2)
@@ -527,7 +527,7 @@ async def test_a_deadline_before_the_first_try_is_only_a_deadline() -> None:
 
 
 @virtual_time
-async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
+async def test_an_unsent_create_is_retried_without_a_lookup() -> None:
     """After a refused connection, the create is sent as soon as possible and without a lookup."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -548,7 +548,7 @@ async def test_what_was_never_sent_is_sent_as_soon_as_it_can_be() -> None:
 
 
 @virtual_time
-async def test_what_could_never_be_sent_is_certain() -> None:
+async def test_a_create_that_can_never_be_sent_is_certain() -> None:
     """If a create can never be sent, the error says that nothing was sent."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -565,7 +565,7 @@ async def test_what_could_never_be_sent_is_certain() -> None:
 
 
 @virtual_time
-async def test_each_post_is_announced_first() -> None:
+async def test_each_attempt_is_announced_before_it_is_sent() -> None:
     """The store is informed of every attempt before it is sent."""
     async with creating() as c:
         announced: list[int] = []
@@ -591,7 +591,7 @@ async def test_a_task_is_looked_up_by_either_id() -> None:
 
 
 @virtual_time
-async def test_waits_between_tries_grow() -> None:
+async def test_waits_between_retries_grow() -> None:
     """The waits between retries grow while the service fails."""
     times: list[float] = []
 
@@ -670,7 +670,7 @@ def test_no_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault], w
 
 @settings(max_examples=20)
 @given(st.lists(CREATES, max_size=12), st.lists(LOOKUPS, max_size=12))
-def test_nor_are_many_at_once(creates: list[Fault], lookups: list[Fault]) -> None:
+def test_no_concurrent_job_is_ever_paid_twice(creates: list[Fault], lookups: list[Fault]) -> None:
     """Concurrent jobs that share faults and the rate limit are not paid for twice either."""
 
     async def check() -> None:

@@ -148,7 +148,7 @@ def blames(error: KlingError) -> tuple[str | None, str | None]:
 
 
 @virtual_time
-async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_path: Path) -> None:
+async def test_images_are_saved_by_index_with_their_own_suffix(tmp_path: Path) -> None:
     """Paths are returned by index, whatever the service's order, and no other file is left."""
     jpeg, webp = picture("JPEG"), picture("WEBP")
     async with started() as (server, downloads):
@@ -162,7 +162,7 @@ async def test_images_are_saved_by_index_with_the_ending_their_bytes_have(tmp_pa
 
 
 @virtual_time
-async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None:
+async def test_a_watermarked_picture_is_saved_beside_the_plain_one(tmp_path: Path) -> None:
     """Each file has the suffix of its own format, and one path is returned for each image."""
     jpeg = picture("JPEG")
     async with started() as (server, downloads):
@@ -174,7 +174,7 @@ async def test_a_watermarked_picture_lies_beside_its_own(tmp_path: Path) -> None
 
 
 @virtual_time
-async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) -> None:
+async def test_images_with_the_same_index_become_two_files(tmp_path: Path) -> None:
     """Two images with the same index become two files."""
     async with started() as (server, downloads):
         urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
@@ -184,7 +184,7 @@ async def test_a_service_that_counts_wrongly_costs_no_picture(tmp_path: Path) ->
 
 
 @virtual_time
-async def test_a_big_picture_arrives_in_batches(tmp_path: Path) -> None:
+async def test_a_big_picture_is_written_in_batches(tmp_path: Path) -> None:
     """A file that is flushed several times equals what was sent, even without a Content-Length."""
     big = picture(size=1100)
 
@@ -202,7 +202,7 @@ async def test_a_big_picture_arrives_in_batches(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
+async def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     """A result has the permissions of any new file, and not those of a temporary file."""
     (tmp_path / "ordinary").touch()
     async with started() as (server, downloads):
@@ -211,7 +211,7 @@ async def test_files_get_the_mode_the_user_asked_for(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_bytes_that_come_compressed_all_the_same_are_unpacked(tmp_path: Path) -> None:
+async def test_a_compressed_response_is_decompressed(tmp_path: Path) -> None:
     """A response that is compressed despite ``Accept-Encoding: identity`` is decompressed."""
 
     async def squeezed(_request: web.BaseRequest) -> web.StreamResponse:
@@ -279,7 +279,7 @@ PASSING: dict[str, Handler] = {
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @pytest.mark.parametrize("times", [1, 3])
 @virtual_time
-async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, times: int) -> None:
+async def test_a_faulty_response_is_retried(tmp_path: Path, fault: Handler, times: int) -> None:
     """After any faulty response, the next complete picture is saved."""
     async with started() as (server, downloads):
         url = server.on("/a", *[fault] * times, answers(PNG))
@@ -289,7 +289,7 @@ async def test_what_goes_wrong_is_tried_again(tmp_path: Path, fault: Handler, ti
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @virtual_time
-async def test_what_stays_wrong_is_given_up(tmp_path: Path, fault: Handler) -> None:
+async def test_lasting_faults_raise_a_download_error(tmp_path: Path, fault: Handler) -> None:
     """After `retry_timeout`, a `DownloadError` has the task's ids, and no file is left."""
     async with started(retry_timeout=100.0) as (server, downloads):
         with pytest.raises(DownloadError) as caught:
@@ -338,7 +338,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 
 
 @virtual_time
-async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
+async def test_a_wait_beyond_retry_timeout_is_not_started(tmp_path: Path) -> None:
     """A requested wait that is longer than `retry_timeout` ends the download at once."""
     async with started(retry_timeout=10.0) as (server, downloads):
         url = server.on("/a", answers(b"", 503, Retry_After="11"))
@@ -349,7 +349,7 @@ async def test_a_wait_beyond_retry_timeout_is_not_begun(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_one_bad_image_does_not_cost_the_others(tmp_path: Path) -> None:
+async def test_one_bad_image_does_not_affect_the_others(tmp_path: Path) -> None:
     """The other images are saved before the error is raised."""
     async with started(retry_timeout=5.0) as (server, downloads):
         urls = [
@@ -379,7 +379,7 @@ WEAK = [
 
 @pytest.mark.parametrize("headers", STRONG)
 @virtual_time
-async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
+async def test_an_interrupted_download_is_resumed(tmp_path: Path, headers: dict[str, str]) -> None:
     """The received bytes are kept, and the rest is requested on condition that the file is unchanged."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
@@ -391,7 +391,9 @@ async def test_a_cut_file_is_resumed(tmp_path: Path, headers: dict[str, str]) ->
 
 @pytest.mark.parametrize("headers", WEAK)
 @virtual_time
-async def test_without_proof_of_sameness_a_file_starts_again(tmp_path: Path, headers: dict[str, str]) -> None:
+async def test_without_a_strong_validator_a_download_starts_again(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
     """Without a strong validator, a download is not resumed."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, **headers), serves_ranges(PNG, **headers))
@@ -428,7 +430,7 @@ WRONG: dict[str, Handler] = {
 
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
 @virtual_time
-async def test_a_wrong_answer_to_a_range_is_never_built_upon(tmp_path: Path, answer: Handler) -> None:
+async def test_a_wrong_response_to_a_range_request_is_discarded(tmp_path: Path, answer: Handler) -> None:
     """Whatever response follows a range request, the file is one picture and not a mixture of two."""
     async with started() as (server, downloads):
         url = server.on("/a", cuts(PNG, 5000, ETag='"v1"'), answer, answers(PNG, ETag='"v1"'))
@@ -454,7 +456,7 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_size_first_given_with_a_range_counts(tmp_path: Path) -> None:
+async def test_a_range_response_may_give_the_total_size(tmp_path: Path) -> None:
     """If the first response has no length, a range response gives the total size."""
     size = len(PNG)
     async with started() as (server, downloads):
@@ -481,7 +483,7 @@ SPOILED: dict[str, Handler] = {
 
 @pytest.mark.parametrize("answer", SPOILED.values(), ids=SPOILED.keys())
 @virtual_time
-async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: Handler) -> None:
+async def test_bytes_that_are_no_picture_are_not_resumed(tmp_path: Path, answer: Handler) -> None:
     """Bytes that are not the beginning of the picture are discarded, even with a strong entity tag."""
     async with started() as (server, downloads):
         url = server.on("/a", answer, serves_ranges(PNG, ETag='"v1"'))
@@ -495,7 +497,7 @@ async def test_what_cannot_be_built_upon_is_not_resumed(tmp_path: Path, answer: 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
 @virtual_time
-async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, status: int) -> None:
+async def test_expired_urls_cost_one_read_of_the_task(tmp_path: Path, status: int) -> None:
     """Nine expired URLs cost one read of the task, and every picture is saved."""
     lookups: list[str] = []
 
@@ -513,7 +515,7 @@ async def test_an_expired_url_is_looked_up_afresh_once_for_all(tmp_path: Path, s
 
 @pytest.mark.parametrize("moved", [True, False])
 @virtual_time
-async def test_a_host_that_is_gone_is_looked_up_once(tmp_path: Path, *, moved: bool) -> None:
+async def test_an_unreachable_host_costs_one_read_of_the_task(tmp_path: Path, *, moved: bool) -> None:
     """A refused connection leads to one read of the task, and its URL is used at once."""
     lookups: list[str] = []
     async with Server().running() as gone:
@@ -540,7 +542,9 @@ async def test_a_host_that_is_gone_is_looked_up_once(tmp_path: Path, *, moved: b
     ("status", "kind"), [(403, ResultExpired), (404, ResultExpired), (451, DownloadError)]
 )
 @virtual_time
-async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: type[KlingError]) -> None:
+async def test_a_refused_fresh_url_ends_the_download(
+    tmp_path: Path, status: int, kind: type[KlingError]
+) -> None:
     """If a fresh URL is refused too, the download ends at once, with the ids in the error."""
 
     async def refresh(_task_id: str) -> Task:
@@ -563,7 +567,9 @@ async def test_what_is_refused_twice_is_gone(tmp_path: Path, status: int, kind: 
     ],
 )
 @virtual_time
-async def test_a_failed_lookup_is_raised(tmp_path: Path, answer: Any, kind: type[KlingError]) -> None:
+async def test_a_failed_read_of_the_task_is_raised(
+    tmp_path: Path, answer: Any, kind: type[KlingError]
+) -> None:
     """A task that is unknown or has no images counts as expired. Other errors are raised with the ids."""
 
     async def refresh(_task_id: str) -> Task:
@@ -588,7 +594,7 @@ SECRETS = {"Authorization": "Bearer top-secret", "Cookie": "session=secret", "X-
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @virtual_time
-async def test_no_credential_goes_with_a_download(tmp_path: Path, status: int) -> None:
+async def test_no_credential_is_sent_with_a_download(tmp_path: Path, status: int) -> None:
     """The session's default headers, cookies and middlewares do not affect downloads or redirects."""
 
     async def sign(
@@ -719,7 +725,7 @@ async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> N
 
 
 @virtual_time
-async def test_redirects_end(tmp_path: Path) -> None:
+async def test_at_most_five_redirects_are_followed(tmp_path: Path) -> None:
     """Five redirects are followed, and a sixth raises an error."""
     async with started() as (server, downloads):
         for n in range(MAX_REDIRECTS + 1):
@@ -768,9 +774,7 @@ async def test_no_query_is_in_a_traceback(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_no_query_is_shown_of_a_host_that_is_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unreachable_host_shows_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No secret of a URL is shown, although aiohttp's timeout error contains the whole URL."""
 
     async def late(*_: object, **__: object) -> None:
@@ -830,7 +834,7 @@ async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @virtual_time
-async def test_a_directory_where_the_picture_belongs_is_kept(tmp_path: Path, *, overwrite: bool) -> None:
+async def test_a_directory_at_the_target_is_kept(tmp_path: Path, *, overwrite: bool) -> None:
     """The directory stays empty. Another name is used, or an error is raised with `overwrite`."""
     (tmp_path / "x-0.png").mkdir()
     options = SaveOptions(name="x", overwrite=overwrite)
@@ -887,7 +891,7 @@ async def test_no_task_replaces_the_picture_of_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clients", [1, 2])
 @virtual_time
-async def test_tasks_that_are_saved_at_the_same_time_keep_apart(tmp_path: Path, clients: int) -> None:
+async def test_concurrent_tasks_keep_their_files_apart(tmp_path: Path, clients: int) -> None:
     """Ten tasks with one name and equal pictures, in one or two clients, become twenty files."""
     async with started() as (server, first):
         downloads = [first, make_downloads(first._http)][:clients]
@@ -921,7 +925,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_processes_that_save_at_the_same_time_keep_apart(tmp_path: Path) -> None:
+async def test_concurrent_processes_keep_their_files_apart(tmp_path: Path) -> None:
     """Two processes that save tasks with one name and equal pictures write separate files."""
     meeting = asyncio.Barrier(2)
 
@@ -1087,7 +1091,7 @@ async def test_each_quality_is_a_file_of_its_own(tmp_path: Path) -> None:
         {"format": "webp", "quality": True},
     ],
 )
-def test_what_is_no_format_or_quality_is_refused(options: dict[str, Any]) -> None:
+def test_an_invalid_format_or_quality_is_refused(options: dict[str, Any]) -> None:
     """An invalid value is refused when the options are created."""
     with pytest.raises(InvalidRequest, match=r"format|quality"):
         SaveOptions(**options)
@@ -1097,7 +1101,7 @@ def test_what_is_no_format_or_quality_is_refused(options: dict[str, Any]) -> Non
 
 
 @virtual_time
-async def test_a_picture_is_read_in_pieces_once_it_is_complete(tmp_path: Path) -> None:
+async def test_a_complete_picture_is_read_in_chunks(tmp_path: Path) -> None:
     """An interrupted download is resumed before the first chunk is yielded, and no file is left."""
     big = picture(size=700)
     async with started() as (server, downloads):
@@ -1110,7 +1114,7 @@ async def test_a_picture_is_read_in_pieces_once_it_is_complete(tmp_path: Path) -
 
 @pytest.mark.parametrize("fault", ["HTML under 200", "cut short under its right length", "500", "nothing"])
 @virtual_time
-async def test_no_piece_of_a_broken_picture_is_handed_out(fault: str) -> None:
+async def test_no_chunk_of_an_incomplete_picture_is_yielded(fault: str) -> None:
     """For an incomplete picture, `stream` raises an error with the ids before the first chunk."""
     async with started(retry_timeout=10.0) as (server, downloads):
         chunks = downloads.stream(task(server.on("/a", PASSING[fault])), 0)
@@ -1167,7 +1171,7 @@ async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
 
 
 @virtual_time
-async def test_an_old_picture_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+async def test_an_old_picture_is_kept_until_the_new_one_is_complete(tmp_path: Path) -> None:
     """A failed save keeps the existing file."""
     (tmp_path / "a.png").write_bytes(OTHER)
     async with started(retry_timeout=1.0) as (server, downloads):
@@ -1216,7 +1220,7 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
     assert files(tmp_path) == {"x-0.png": PNG}
 
 
-async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> None:
+async def test_partial_files_of_a_running_process_are_kept(tmp_path: Path) -> None:
     """The partial files of another process, or of another client in this process, are kept."""
     arrived = asyncio.Event()
 
@@ -1235,7 +1239,7 @@ async def test_partial_files_of_a_living_process_are_kept(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("target", ["out", "out/{task_id}/{index}{ext}"])
-async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path: Path, target: str) -> None:
+async def test_only_our_own_partial_files_are_removed(tmp_path: Path, target: str) -> None:
     """Files of other programs, links, FIFOs and other directories are not removed."""
     folder = Path(target.format(task_id=TASK_ID, index=0, ext=".png"))
     folder = tmp_path / (folder.parent if folder.suffix else folder)
@@ -1257,7 +1261,7 @@ async def test_only_our_own_leftovers_in_the_same_directory_are_removed(tmp_path
     assert folder / name.format(6) not in left
 
 
-async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
+async def test_a_directory_is_searched_for_partial_files_once(tmp_path: Path) -> None:
     """A client searches a directory for partial files only on its first save there."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
@@ -1272,7 +1276,7 @@ async def test_a_directory_is_swept_once(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_dripping_server_is_given_up(tmp_path: Path) -> None:
+async def test_a_slow_server_is_given_up_after_download_timeout(tmp_path: Path) -> None:
     """A byte every few seconds keeps a connection alive, but only until `download_timeout`."""
 
     async def drips(request: web.BaseRequest) -> web.StreamResponse:
@@ -1459,7 +1463,7 @@ async def test_an_untrusted_certificate_is_raised_at_once(tmp_path: Path) -> Non
 
 
 @virtual_time
-async def test_https_is_never_left(tmp_path: Path) -> None:
+async def test_https_is_never_downgraded(tmp_path: Path) -> None:
     """A redirect may lead from http to https and within https, but not from https to http."""
     context = certified(tmp_path / "both.pem")
     trusting = aiohttp.TCPConnector(ssl=False)
@@ -1481,7 +1485,7 @@ LISTED = Task("1", "succeed", images=(Image(1, "http://h/1"), Image(0, "http://h
 
 
 @given(st.text() | st.text().map("http://{}".format) | st.from_regex(r"https?://[a-z0-9:@\[\]/.%?#-]+"))
-def test_any_text_is_a_url_or_an_error_of_ours(text: str) -> None:
+def test_any_text_is_a_valid_url_or_a_download_error(text: str) -> None:
     """A parsed URL is http or https, and has a host and no credentials."""
     try:
         url = parse_url(text)
@@ -1493,7 +1497,7 @@ def test_any_text_is_a_url_or_an_error_of_ours(text: str) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#\\"), min_size=1))
-def test_a_url_that_is_spelled_for_the_wire_is_not_respelled(query: str) -> None:
+def test_an_encoded_url_is_not_changed(query: str) -> None:
     """An encoded URL is not changed, because a signature may cover its exact characters."""
     assert parse_url(f"https://h/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
     assert redirect_url(parse_url("https://h/x"), f"/a%2Fb?{query}").raw_path_qs == f"/a%2Fb?{query}"
@@ -1510,26 +1514,26 @@ def test_a_url_that_is_spelled_for_the_wire_is_not_respelled(query: str) -> None
         ("?again=1", "https://h/x/a?again=1"),
     ],
 )
-def test_where_redirects_lead(location: str, expected: str) -> None:
+def test_redirects_are_resolved(location: str, expected: str) -> None:
     """A redirect is resolved against the URL that it came from, and its credentials are removed."""
     assert str(redirect_url(parse_url("https://h/x/a?q=1"), location)) == expected
 
 
 @pytest.mark.parametrize("location", ["http://h/a", "HTTP://h/a", "file:///etc/passwd", "http://[", "http:b"])
-def test_where_they_must_not_lead(location: str) -> None:
+def test_invalid_redirects_are_refused(location: str) -> None:
     """A redirect from https to http, to another scheme or to an invalid URL raises an error."""
     with pytest.raises(DownloadError):
         redirect_url(parse_url("https://h/x"), location)
 
 
-def test_images_are_counted_by_index() -> None:
+def test_files_are_sorted_by_index() -> None:
     """Files are sorted by index, whatever the service's order, and the watermarked ones come last."""
     urls = ResultUrls(LISTED, None)  # type: ignore[arg-type]  # it is not called
     assert [image.index for image in by_index(LISTED.images)] == [0, 1]
     assert [urls.url(file) for file in urls.files()] == ["http://h/0", "http://h/1", "http://h/w"]
 
 
-async def test_one_lookup_serves_all() -> None:
+async def test_concurrent_callers_share_one_read() -> None:
     """Concurrent callers share one read of the task."""
     asked: list[str] = []
 
@@ -1551,7 +1555,7 @@ async def test_one_lookup_serves_all() -> None:
     assert asked == ["1"]
 
 
-async def test_a_lookup_that_failed_is_made_again() -> None:
+async def test_a_failed_read_is_repeated_for_the_next_caller() -> None:
     """An unknown task counts as expired, and the next caller reads the task again."""
     answers: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
 

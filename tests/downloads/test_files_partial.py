@@ -42,7 +42,7 @@ KINDS = {".png": picture("PNG"), ".jpg": picture("JPEG"), ".webp": picture("WEBP
 
 
 @pytest.mark.parametrize("ext", KINDS)
-def test_a_picture_is_recognised_by_its_first_bytes(ext: str) -> None:
+def test_a_picture_is_recognized_by_its_first_bytes(ext: str) -> None:
     """The first bytes decide about the format, and not a header or a name."""
     assert extension(KINDS[ext][:HEAD]) == ext
 
@@ -51,14 +51,14 @@ def test_a_picture_is_recognised_by_its_first_bytes(ext: str) -> None:
     st.binary().filter(lambda head: head[:1] not in {b"\x89", b"\xff", b"R"})
     | st.sampled_from([b"<html>", b"GIF89a", b"RIFF1234WAVE", b"\x89PNG\r\n\x1a", b"\xff\xd8"])
 )
-def test_anything_else_has_no_ending(head: bytes) -> None:
+def test_other_data_is_not_recognized(head: bytes) -> None:
     """HTML, sound, noise and too few bytes are not recognized as pictures."""
     assert extension(head) == ""
     assert not is_complete(head[:HEAD], head[-TAIL:], len(head))
 
 
 @pytest.mark.parametrize("ext", KINDS)
-def test_every_cut_is_seen(ext: str) -> None:
+def test_every_truncation_is_detected(ext: str) -> None:
     """No truncated picture counts as complete. A complete one does, even with padding after it."""
     body = KINDS[ext]
     for size in range(len(body)):
@@ -81,7 +81,7 @@ def test_chunks_do_not_matter(ext: str, data: st.DataObject) -> None:
     assert (part.ext, part.size, part.buffered) == (ext, len(body), len(body))
 
 
-def test_what_is_not_a_picture_is_refused_at_once() -> None:
+def test_other_data_is_refused_at_once() -> None:
     """Other data is refused after its first bytes, before a long page is written to the disk."""
     part = PartialFile(Path())
     part.write(b"<!doctype h"[: HEAD - 1])
@@ -108,7 +108,7 @@ def test_what_is_not_a_picture_is_refused_at_once() -> None:
         ({}, None),
     ],
 )
-def test_what_proves_sameness(
+def test_only_a_strong_tag_or_an_old_date_is_a_validator(
     headers: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a strong entity tag or an old modification date is a validator."""
@@ -183,7 +183,7 @@ def place(target: Path, task_id: str = "1", *, tagged: bool = False, overwrite: 
     return Place(output_paths(task, target), tagged, overwrite)
 
 
-def test_discarding_what_was_never_made_is_nothing(tmp_path: Path) -> None:
+def test_discarding_a_file_that_was_never_created_is_harmless(tmp_path: Path) -> None:
     """A partial file that was never created can be discarded, and leaves nothing behind."""
     PartialFile(tmp_path).discard()
     assert [*tmp_path.iterdir()] == []
@@ -234,7 +234,7 @@ def test_a_picture_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch
     assert synced == [(False, False), (True, True)]
 
 
-def test_a_file_system_that_cannot_sync_directories_is_good_enough(
+def test_a_directory_that_cannot_be_synced_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory that cannot be synced is not an error, as the picture is in place."""

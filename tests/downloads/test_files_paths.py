@@ -32,7 +32,7 @@ hostile = st.text() | st.sampled_from(NASTY)
 
 
 @given(hostile)
-def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
+def test_a_safe_name_is_one_path_segment(text: str) -> None:
     """No id becomes a separator, a dot name, a hidden file or a name that is too long."""
     name = safe_name(text)
     assert (name,) == PurePosixPath(name).parts == PureWindowsPath(name).parts
@@ -44,26 +44,26 @@ def test_a_safe_name_is_one_part_of_a_path_everywhere(text: str) -> None:
 
 
 @given(hostile)
-def test_a_safe_name_is_no_device(text: str) -> None:
+def test_a_safe_name_is_no_windows_device(text: str) -> None:
     """No name is that of a Windows device, such as `con.png`, which is the console."""
     device = safe_name(text).split(".", maxsplit=1)[0].rstrip().upper()
     assert device not in {"CON", "PRN", "AUX", "NUL", "COM1", "COM\u00b9", "LPT9"}
 
 
 @given(hostile, hostile)
-def test_two_names_stay_two(one: str, other: str) -> None:
+def test_different_names_stay_different(one: str, other: str) -> None:
     """Different names stay different, so that no result replaces another."""
     assert (safe_name(one) == safe_name(other)) == (one == other)
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ -]{0,60}[A-Za-z0-9_]", fullmatch=True))
-def test_a_good_name_is_left_alone(text: str) -> None:
+def test_a_valid_name_is_not_changed(text: str) -> None:
     """A valid name, such as `summer dog`, is not changed."""
     assert safe_name(text) in {text, safe_name(f"_{text}")[1:]}
 
 
 @given(hostile, hostile, hostile, st.sampled_from(sorted(FIELDS - {"index", "ext"})))
-def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, field: str) -> None:
+def test_no_id_leads_out_of_the_directory(name: str, task_id: str, external: str, field: str) -> None:
     """With any ids, paths stay below a target directory or the literal directories of a template."""
     one = task(task_id=task_id, external=external)
     assert output_paths(one, "out", SaveOptions(name=name.replace("/", ""))).path(0, ".png").parent == Path(
@@ -101,7 +101,7 @@ def test_no_value_leaves_the_directory(name: str, task_id: str, external: str, f
         ("{name}", "dog"),
     ],
 )
-def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> None:
+def test_a_target_is_a_directory_a_path_or_a_template(target: str | os.PathLike[str], expected: str) -> None:
     """A target is a directory, the path of a picture, or a template."""
     assert output_paths(task(), target, DOG).path(0, ".png") == Path(expected)
 
@@ -116,13 +116,13 @@ def test_what_targets_mean(target: str | os.PathLike[str], expected: str) -> Non
         ("a.png", "a.png"),
     ],
 )
-def test_a_name_may_lie_in_folders(target: str, expected: str) -> None:
+def test_a_name_may_contain_directories(target: str, expected: str) -> None:
     """The directories of a name are recreated below a target directory, and are a field of a template."""
     assert output_paths(task(), target, SaveOptions(name="2024/May/dog")).path(0, ".png") == Path(expected)
     assert output_paths(task(), "out/{path}/{name}{ext}", DOG).path(0, ".png") == Path("out/dog.png")
 
 
-def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
+def test_an_existing_directory_may_have_any_name(tmp_path: Path) -> None:
     """An existing directory is recognized even if its name ends like a picture's."""
     (tmp_path / "holiday.png").mkdir()
     assert (
@@ -131,7 +131,7 @@ def test_an_existing_directory_is_one_whatever_its_name(tmp_path: Path) -> None:
     )
 
 
-def test_without_a_name_the_id_is_one() -> None:
+def test_without_a_name_the_task_id_is_used() -> None:
     """Without a name and an external id, pictures are named after the `task_id`."""
     bare = task(external=None)
     assert (
@@ -151,7 +151,7 @@ def test_without_a_name_the_id_is_one() -> None:
         ("{index}.v2", ".png", "0.v2-watermark"),
     ],
 )
-def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, expected: str) -> None:
+def test_a_watermarked_picture_is_named_after_the_plain_one(target: str, ext: str, expected: str) -> None:
     """A watermarked picture gets the path of the plain one, with `-watermark` before its suffix."""
     assert output_paths(task(), target, DOG).path(0, ext, watermark=True) == Path(expected)
 
@@ -178,7 +178,7 @@ def test_a_watermarked_picture_is_named_after_its_own(target: str, ext: str, exp
         "{name:>300}/x-{index}{ext}\0",
     ],
 )
-def test_what_cannot_be_a_target_is_refused(target: str) -> None:
+def test_an_invalid_target_is_refused(target: str) -> None:
     """Every invalid target raises an error that names it."""
     with pytest.raises(InvalidRequest, match="target"):
         output_paths(task(), target, DOG)
@@ -191,7 +191,7 @@ def test_two_images_need_two_names(target: str) -> None:
         output_paths(task(2), target, DOG)
 
 
-def test_a_mark_must_not_take_an_images_place() -> None:
+def test_a_plain_and_a_watermarked_picture_need_two_names() -> None:
     """A target is also refused if a plain and a watermarked picture share a path."""
     with pytest.raises(InvalidRequest, match="share"):
         output_paths(task(2, watermark="http://h/w"), "x{index:->1}/../x{ext}")
@@ -205,7 +205,7 @@ def test_every_image_has_a_path_of_its_own(indexes: list[int]) -> None:
     assert len({found.path(place, ".png") for place in range(len(images))}) == len(images)
 
 
-def test_a_template_knows_the_key_and_the_folder_of_the_photo() -> None:
+def test_a_template_may_use_key_and_folder() -> None:
     """`{key}` and `{folder}` are made valid, and have a value even if the request has none."""
     options = SaveOptions(name="dog", key="a/b", folder="monday")
     template = "out/{folder}/{key}-{index}{ext}"
@@ -230,12 +230,12 @@ def test_a_template_knows_the_key_and_the_folder_of_the_photo() -> None:
         (None, None),
     ],
 )
-def test_the_folder_of_a_photo(source: Any, folder: str | None) -> None:
+def test_the_folder_of_a_photo_is_its_last_directory(source: Any, folder: str | None) -> None:
     """The folder is the last directory of a path or URL, or None."""
     assert source_folder(source) == folder
 
 
-def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_leading_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`~` is the home directory at the beginning of a target, but an ordinary character in a name."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert output_paths(task(), "~/out", DOG).path(0, ".png") == tmp_path / "out" / "dog-0.png"
@@ -246,7 +246,7 @@ def test_a_tilde_is_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "target", ["s3://bucket/out/", "gs://b/{name}{ext}", "https://h/x.png", "memory://x"]
 )
-def test_a_url_is_no_path(target: str) -> None:
+def test_a_url_is_refused_as_a_target(target: str) -> None:
     """A URL is refused, and the error names `upload`. No directory named `s3:` is created."""
     with pytest.raises(InvalidRequest, match=r"must be a path on this machine.*upload"):
         output_paths(task(), target)

@@ -134,7 +134,7 @@ async def test_a_photo_that_is_not_in_the_picture_is_an_error(photo: Path, tmp_p
     assert names(tmp_path / "out") == {"hills-0.png"}
 
 
-async def test_what_cannot_be_put_back_is_said(photo: Path, tmp_path: Path) -> None:
+async def test_a_wrong_or_missing_argument_is_named(photo: Path, tmp_path: Path) -> None:
     """The error names the argument that is wrong, or that an attached task needs."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)
@@ -147,7 +147,7 @@ async def test_what_cannot_be_put_back_is_said(photo: Path, tmp_path: Path) -> N
             await result.save(tmp_path, full_size=1)  # type: ignore[arg-type]
 
 
-async def test_a_deadline_and_a_cancellation_end_the_process(photo: Path, tmp_path: Path) -> None:
+async def test_a_deadline_or_a_cancellation_ends_the_process(photo: Path, tmp_path: Path) -> None:
     """After a deadline or a cancellation, no incomplete file is left, and a new save succeeds."""
     async with clients() as kling:
         result = await kling.expand(photo, RIGHT)

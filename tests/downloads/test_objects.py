@@ -70,7 +70,7 @@ async def test_no_task_replaces_the_object_of_another(bucket: str) -> None:
     assert content(urls[0]) == b"b"
 
 
-async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
+async def test_file_urls_are_supported(tmp_path: Path) -> None:
     """`file://` works like an object store, and missing folders are created."""
     urls = await result("1", b"a").upload(f"file://{tmp_path}/new/out")
     assert urls == (f"file://{tmp_path}/new/out/dog-0.png", f"file://{tmp_path}/new/out/dog-1.png")
@@ -90,13 +90,13 @@ async def test_a_local_url_is_written_too(tmp_path: Path) -> None:
         "zip://out::file:///tmp/out.zip",
     ],
 )
-async def test_what_is_no_object_store_is_refused(url: str) -> None:
+async def test_an_invalid_target_is_refused(url: str) -> None:
     """An invalid target is refused before the download."""
     with pytest.raises(InvalidRequest, match="must be a directory in an object store"):
         await ExpandResult(Task("1", "succeed")).upload(url)
 
 
-async def test_a_store_that_is_away_is_an_error_of_ours(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_of_a_store_raise_a_download_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any error of a store, and an unknown kind of store, raises a `DownloadError` with the URL."""
 
     def away(*_: Any, **__: Any) -> Any:

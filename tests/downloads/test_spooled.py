@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize("size", [1000, SPOOLED_BYTES + 1])
-def test_what_is_written_is_read_in_pieces(folder: Path, size: int) -> None:
+def test_written_bytes_are_read_back_in_chunks(folder: Path, size: int) -> None:
     """A small and a large picture are read back unchanged, and no named file is created."""
     part = SpooledPicture()
     part.create()
@@ -36,7 +36,7 @@ def test_what_is_written_is_read_in_pieces(folder: Path, size: int) -> None:
     assert [*folder.iterdir()] == []
 
 
-def test_a_restart_forgets_what_came_before() -> None:
+def test_a_restart_discards_earlier_bytes() -> None:
     """After a restart, the bytes from before are not read."""
     part = SpooledPicture()
     part.create()
@@ -50,7 +50,7 @@ def test_a_restart_forgets_what_came_before() -> None:
     part.discard()
 
 
-def test_a_read_that_never_began_leaves_nothing(folder: Path) -> None:
+def test_discarding_before_the_start_removes_nothing(folder: Path) -> None:
     """Discarding a picture that was never created does not remove the directory."""
     SpooledPicture().discard()
     assert folder.exists()

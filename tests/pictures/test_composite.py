@@ -31,7 +31,7 @@ def inside(image: Any) -> Any:
 
 
 @pytest.mark.parametrize("misregister", [(0, 0, 1), (0.7, -1.3, 1.004), (-2.2, 0.4, 0.99)])
-def test_the_frame_comes_back(misregister: tuple[float, float, float]) -> None:
+def test_the_photo_is_put_back_unchanged(misregister: tuple[float, float, float]) -> None:
     """Inside its box the photo is unchanged. Outside, the enlarged picture is in its exact place."""
     result = composite(PHOTO, misregistered(PICTURE, *misregister), RATIOS)
     assert result.size == FRAME.size
@@ -43,7 +43,7 @@ def test_the_frame_comes_back(misregister: tuple[float, float, float]) -> None:
 
 
 @pytest.mark.parametrize("ratios", SIDES)
-def test_each_side_joins_the_photo(ratios: Ratios) -> None:
+def test_seams_are_smooth_on_every_side(ratios: Ratios) -> None:
     """On every side, the step at the seam is at most 1.5 times the steps next to it."""
     canvas = ratios.canvas(600, 500)
     frame = texture(canvas.width, canvas.height, seed=3)
@@ -56,7 +56,7 @@ def test_each_side_joins_the_photo(ratios: Ratios) -> None:
     assert np.abs(levels(result) - levels(frame)).mean() < 8
 
 
-def test_the_colours_of_the_picture_join_those_of_the_photo() -> None:
+def test_a_color_cast_disappears_near_the_seam() -> None:
     """A color cast disappears near the seam, remains far from it, and changes gradually in between."""
     frame = texture(1200, 300, seed=2)
     ratios = Ratios(right=2.0)
@@ -72,7 +72,7 @@ def test_the_colours_of_the_picture_join_those_of_the_photo() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "I;16", "P", "1", "CMYK"])
-def test_every_mode_has_its_composite(mode: str) -> None:
+def test_every_mode_is_supported(mode: str) -> None:
     """Gray, alpha and 16 bits are kept, palettes and CMYK become RGB, and the photo's pixels are kept."""
     photo = PHOTO.convert("L").convert("RGBA") if mode == "RGBA" else PHOTO.convert("L").convert(mode)
     if mode == "I;16":
@@ -116,7 +116,7 @@ def test_metadata_is_kept() -> None:
         assert not found.get_ifd(0x0201)
 
 
-def test_srgb_on_request() -> None:
+def test_srgb_converts_the_composite() -> None:
     """With `srgb` the composite is converted to sRGB. Without it, the photo's profile is kept."""
     photo = PHOTO.copy()
     photo.info["icc_profile"] = display_p3()
@@ -135,7 +135,7 @@ def test_a_feather_blends_the_outermost_pixels_only() -> None:
     assert changed[12:-12, 12:-12].max() == 0
 
 
-def test_two_passes() -> None:
+def test_the_result_of_two_passes_is_aligned() -> None:
     """For the result of two passes, the photo is at the position that both passes give."""
     first, second = Ratios(left=0.25, right=0.25), Ratios(up=0.1, down=0.1)
     result = composite(PHOTO, PICTURE, [first, second])
@@ -151,7 +151,7 @@ def test_a_picture_of_another_photo_is_refused() -> None:
 
 @pytest.mark.parametrize("engine", ["flat"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_through_the_emulator(engine: str, orientation: int) -> None:
+def test_the_photo_is_put_back_into_the_emulators_picture(engine: str, orientation: int) -> None:
     """The photo is put back into the emulator's picture, whether or not EXIF rotates the photo."""
     data = stored(PHOTO, "PNG", orientation=orientation)
     ratios = RATIOS if orientation == 1 else Ratios(0.25, 0.25, 0.1, 0.1)

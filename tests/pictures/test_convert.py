@@ -82,7 +82,7 @@ def test_a_better_quality_is_a_larger_file() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\x89PNG\r\n\x1a\n", picture("RGB")[:-40], b"<html>", claimed(13_000, 13_000)]
 )
-def test_what_cannot_be_decoded_is_an_error_of_ours(content: bytes) -> None:
+def test_an_undecodable_picture_names_the_requested_format(content: bytes) -> None:
     """The error names the requested format."""
     with pytest.raises(DownloadError, match="cannot be converted to webp"):
         convert(content, "webp", None)
@@ -114,7 +114,7 @@ def test_a_picture_gets_the_metadata_of_its_photo(kind: str, wanted: str) -> Non
     assert image.tobytes() == opened(before).tobytes()
 
 
-def test_what_a_picture_says_of_itself_is_kept() -> None:
+def test_existing_metadata_is_not_replaced() -> None:
     """Existing metadata is not replaced, and a profile for other channels is not added."""
     for kind in ("PNG", "JPEG"):
         own = described(kind)
@@ -125,7 +125,7 @@ def test_what_a_picture_says_of_itself_is_kept() -> None:
     assert insert_metadata(picture("RGB"), read_metadata(picture("RGB"))) == picture("RGB")
 
 
-def test_a_photo_that_cannot_be_read_here_has_no_metadata() -> None:
+def test_metadata_of_an_unreadable_photo_is_an_error() -> None:
     """A photo at a URL, or an unknown photo, raises an error."""
     for photo in (None, "https://x.example/a.jpg"):
         with pytest.raises(InvalidRequest, match="metadata must be the path"):

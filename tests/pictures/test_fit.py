@@ -50,7 +50,7 @@ async def test_other_formats_become_jpeg(tmp_path: Path, ending: str) -> None:
         assert difference < (20 if ending == "gif" else 6)
 
 
-async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
+async def test_a_rotated_photo_becomes_upright(tmp_path: Path) -> None:
     """The pixels are rotated, the EXIF orientation is removed, and the color profile is kept."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -63,13 +63,13 @@ async def test_a_turned_photo_stands_upright(tmp_path: Path) -> None:
     assert "rotated upright" in fitted.changes
 
 
-def test_what_is_fine_is_left_alone(tmp_path: Path) -> None:
+def test_an_acceptable_photo_is_not_changed(tmp_path: Path) -> None:
     """An acceptable photo is not written again, and has no changes."""
     fitted = fit(COFFEE, tmp_path, acceptable=True)
     assert (fitted.path, fitted.changes, list(tmp_path.iterdir())) == (COFFEE, (), [])
 
 
-async def test_a_heavy_photo_is_saved_lighter_and_then_smaller(tmp_path: Path) -> None:
+async def test_quality_is_reduced_before_the_size(tmp_path: Path) -> None:
     """The quality is reduced before the size, and the result has at most 10 MB."""
     noise(2600, 2000).save(tmp_path / "heavy.png")
     assert (tmp_path / "heavy.png").stat().st_size > MAX_BYTES
@@ -102,7 +102,7 @@ async def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> Non
         assert picture.getpixel((150, 150)) == pytest.approx(128, abs=2)
 
 
-def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+def test_an_animation_becomes_its_first_frame(tmp_path: Path) -> None:
     """An animation is replaced by its first frame, and the change is listed."""
     frames = [Image.new("RGB", (300, 300), (shade, 0, 0)) for shade in (10, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
@@ -110,7 +110,7 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
     assert "first of 2 frames" in fitted.changes
 
 
-def test_what_no_one_can_read_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_an_unreadable_photo_raises_image_error(tmp_path: Path) -> None:
     """Text and a truncated photo raise `ImageError`."""
     (tmp_path / "text.heic").write_text("no picture")
     buffer = io.BytesIO()
@@ -132,7 +132,7 @@ def test_small_and_narrow_photos_stay_refused(tmp_path: Path) -> None:
         assert "300 pixels" in done.stderr or "1:2.5" in done.stderr
 
 
-def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+def test_the_command_reports_the_changes(tmp_path: Path) -> None:
     """The changes are on stderr or in the JSON, and the result is named after the original photo."""
     photo = coffee(tmp_path / "mug.webp")
     with shell() as kling:
@@ -144,7 +144,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("bulk", "--dry-run"), ("bulk",), ("expand",), ("bulk", "--no-fit")])
-def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_a_truncated_photo_is_reported(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A truncated photo is reported once with the reason, also by a dry run, and is not sent."""
     cut = tmp_path / "photos" / "cut.jpg"
     cut.parent.mkdir()
@@ -166,7 +166,7 @@ def test_a_photo_that_is_cut_short_is_named(tmp_path: Path, arguments: tuple[str
         assert "1 of 2 photos cannot be sent, so nothing was sent" in done.stderr
 
 
-def test_without_it_the_error_names_it(tmp_path: Path) -> None:
+def test_without_fit_the_error_suggests_it(tmp_path: Path) -> None:
     """The error suggests --fit if it would help. A rotated photo is sent with a warning."""
     done = Shell()("expand", coffee(tmp_path / "mug.webp"), "--up", 1, KLING_API_KEY="none")
     assert (done.exit_code, "--fit" in done.stderr) == (2, True)

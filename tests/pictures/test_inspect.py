@@ -78,7 +78,7 @@ def test_a_single_bad_side_is_named(side: str) -> None:
     )
 
 
-def test_a_plain_background_may_go_on() -> None:
+def test_a_plain_background_may_continue() -> None:
     """A white background that continues passes, because the photo next to it is just as plain."""
     photo = Image.new("RGB", (400, 400), "white")
     photo.paste(texture(200, 200, seed=3), (100, 100))
@@ -87,7 +87,7 @@ def test_a_plain_background_may_go_on() -> None:
     assert failed(inspect(photo, picture, Ratios(left=0.25, right=0.25))) == set()
 
 
-def test_a_dark_photo_may_go_on() -> None:
+def test_a_dark_background_may_continue() -> None:
     """Darkness that continues from a night scene is neither black nor flat."""
     rng = np.random.default_rng(1)
     night = Image.fromarray(rng.integers(0, 6, (400, 600, 3)).astype(np.uint8))
@@ -96,7 +96,7 @@ def test_a_dark_photo_may_go_on() -> None:
     assert failed(inspect(photo, night, Ratios(left=0.25, right=0.25))) == set()
 
 
-def test_lines_across_the_seam_are_no_mirror() -> None:
+def test_lines_across_the_seam_are_not_mirrored() -> None:
     """Lines that run straight across the seam do not count as mirrored."""
     bars = (np.sin(np.arange(320) / 3) * 60 + 128)[:, None, None] + np.zeros((320, 600, 3))
     noise = np.random.default_rng(1).normal(0, 4, (320, 600, 1))

@@ -12,7 +12,7 @@ from kling_expand.pictures.preview import FRAME, LARGEST, SMALLEST, draw, opaque
 RIGHT = Ratios(right=0.5)
 
 
-def test_the_photo_lies_where_the_result_will_have_it() -> None:
+def test_the_photo_is_at_its_position_in_the_result() -> None:
     """The photo has a frame around it and hatching next to it."""
     picture = draw(COFFEE, RIGHT.canvas(600, 400), ["a line"])
     assert picture.width == 900
@@ -32,7 +32,7 @@ def test_the_drawing_has_a_readable_size(tmp_path: Path, side: int, longest: int
     assert picture.width == longest
 
 
-def test_labels_only_stand_where_there_is_room() -> None:
+def test_a_narrow_band_has_no_label() -> None:
     """A narrow band has no label, so that no label covers the photo."""
     wide, narrow = Ratios(right=0.5), Ratios(right=0.02)
     bands = []

@@ -31,7 +31,7 @@ def test_shift_and_scale_are_found(shift_x: float, shift_y: float, scale: float)
         assert edge == pytest.approx(middle + (given_at - middle) * scale + shift, abs=0.1)
 
 
-def test_other_colours_do_not_move_it() -> None:
+def test_other_colors_do_not_move_the_box() -> None:
     """Brightness, contrast and a repainted part move the box by at most a tenth of a pixel."""
     changed = np.asarray(FRAME).astype(float) * 0.7 + 40
     changed[100:150, 150:220] = 128
@@ -41,7 +41,7 @@ def test_other_colours_do_not_move_it() -> None:
 
 
 @pytest.mark.parametrize(("x", "y"), [(-70, 0), (0, 40), (60, -40)])
-def test_an_original_at_another_place_is_found_there(x: int, y: int) -> None:
+def test_an_original_at_another_position_is_found(x: int, y: int) -> None:
     """An original at another position is found, and `offset` is its distance."""
     picture = texture(420, 280, seed=2)
     picture.paste(ORIGINAL, (CANVAS.box[0] + x, CANVAS.box[1] + y))
@@ -57,7 +57,7 @@ def test_another_picture_does_not_match() -> None:
     assert not register(ORIGINAL, Image.new("RGB", FRAME.size, "gray"), CANVAS).matches
 
 
-def test_an_original_without_texture_stays_in_its_place() -> None:
+def test_a_plain_original_is_not_moved() -> None:
     """A plain original is not moved, and matches if the picture has its color there."""
     plain = Image.new("RGB", ORIGINAL.size, (90, 120, 150))
     picture = texture(420, 280, seed=4)

@@ -36,7 +36,7 @@ def turned(photo: Image.Image, orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("orientation", sorted(TURNED_SIDES))
 @pytest.mark.parametrize("applied", [False, True])
-def test_every_orientation_is_understood(orientation: int, *, applied: bool) -> None:
+def test_every_orientation_becomes_upright(orientation: int, *, applied: bool) -> None:
     """Whether or not the service applies EXIF, photo, picture and canvas become upright and match."""
     photo, picture = turned(photo_of(FRAME, RATIOS), orientation), FRAME
     if applied:  # the service and the ratios refer to the upright photo
@@ -52,7 +52,7 @@ def test_every_orientation_is_understood(orientation: int, *, applied: bool) -> 
 
 
 @pytest.mark.parametrize("respected", [False, True])
-def test_a_picture_is_read_in_the_colours_of_the_photo(*, respected: bool) -> None:
+def test_a_picture_is_read_in_the_colors_of_the_photo(*, respected: bool) -> None:
     """Whether or not the service respects the profile, the picture has the photo's values."""
     photo = photo_of(FRAME, RATIOS)
     photo.info["icc_profile"] = display_p3()
@@ -97,7 +97,7 @@ def test_postscript_is_not_run() -> None:
         prepare(io.BytesIO(program), FRAME, RATIOS)
 
 
-def test_what_is_no_picture_is_refused() -> None:
+def test_an_unreadable_picture_is_refused() -> None:
     """A file that Pillow cannot read raises an `ImageError` with its name."""
     with pytest.raises(ImageError, match=r"BytesIO"):
         prepare(FRAME, io.BytesIO(b"no picture"), RATIOS)

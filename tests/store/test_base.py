@@ -36,7 +36,7 @@ WIDER = Ratios(right=0.5)
 # ------------------------------------------------------------------------ states
 
 
-def test_the_table_is_drawn_as_it_is() -> None:
+def test_the_table_in_the_docstring_is_correct() -> None:
     """The table in the module docstring shows every state with exactly its next states."""
     rows = (base.__doc__ or "").split("=\n")[2].strip("= \n").splitlines()
     drawn = {}
@@ -47,7 +47,7 @@ def test_the_table_is_drawn_as_it_is() -> None:
     assert set(TRANSITIONS) == set(JobState)
 
 
-def test_previous_states_are_the_table_read_backwards() -> None:
+def test_previous_states_are_the_inverse_of_next_states() -> None:
     """The table of previous states is the inverse of the table of next states."""
     for earlier in JobState:
         for later in JobState:
@@ -89,7 +89,7 @@ def test_a_row_becomes_a_record() -> None:
     assert job.source == "in/\udcff.png"
 
 
-def test_files_count_only_together(tmp_path: Path) -> None:
+def test_a_save_is_complete_only_with_all_its_files(tmp_path: Path) -> None:
     """A save counts as complete only while all of its files exist."""
     files = tmp_path / "0.png", tmp_path / "1.png"
     for file in files:
@@ -119,7 +119,7 @@ def test_a_job_that_was_sent_may_exist(fields: dict[str, Any], *, may_exist: boo
     assert JobRecord("x", **fields).may_exist is may_exist
 
 
-def test_a_task_is_known_as_far_as_it_is() -> None:
+def test_a_record_gives_its_last_known_task() -> None:
     """The task of a record is the final snapshot, or else a submitted task with its id, or else None."""
     assert JobRecord("x").task is None
     assert JobRecord("x", task_id="7").task == Task("7", "submitted", external_task_id="x")
@@ -136,7 +136,7 @@ async def prepare(image: Any = PHOTO, **fields: Any) -> PreparedRequest:
     return PreparedRequest(request, await load_photo(image), WIDER)
 
 
-async def test_only_a_key_makes_a_job_without_a_journal() -> None:
+async def test_in_memory_only_a_key_identifies_a_job() -> None:
     """In memory, a job has an identity only if its request has a key and no given id."""
     store = MemoryStore()
     assert identify(store, await prepare()) is None
@@ -217,7 +217,7 @@ async def test_memory_is_bounded() -> None:
     await asyncio.gather(*(store.observe(name, SUCCEEDED) for name in names))
 
 
-def test_it_is_a_contract() -> None:
+def test_an_incomplete_store_class_cannot_be_instantiated() -> None:
     """A store class that lacks a method cannot be instantiated."""
     with pytest.raises(TypeError, match="abstract"):
         type("Half", (JobStore,), {})()

@@ -59,7 +59,7 @@ async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: Connect
     assert await other.units_billed() == 16
 
 
-async def test_a_worker_taken_for_dead_does_not_send(store: PostgresStore, pool: ConnectionPool) -> None:
+async def test_a_worker_presumed_dead_does_not_send(store: PostgresStore, pool: ConnectionPool) -> None:
     """Once another worker owns a job, the old owner gets an error before it sends a create."""
     name = (await intend(store)).external_task_id
     heir = await another(pool)
@@ -87,7 +87,7 @@ async def test_many_workers_make_one_attempt(store: PostgresStore, dsn: str) -> 
     assert [(job.attempt, job.state) async for job in store.jobs()] == [(2, JobState.FAILED)]
 
 
-async def test_runs_are_apart(store: PostgresStore, pool: ConnectionPool) -> None:
+async def test_runs_are_isolated(store: PostgresStore, pool: ConnectionPool) -> None:
     """Two runs in one database share no key, no job and no id."""
     mine = await intend(store)
     other = PostgresStore(pool, run="other", owner=7)
@@ -99,7 +99,7 @@ async def test_runs_are_apart(store: PostgresStore, pool: ConnectionPool) -> Non
 
 
 @pytest.mark.parametrize("state", ["submitted", "done"])
-async def test_a_restart_of_the_database_is_outlived(store: PostgresStore, dsn: str, state: str) -> None:
+async def test_a_call_survives_a_restart_of_the_database(store: PostgresStore, dsn: str, state: str) -> None:
     """A connection that is lost during a call is replaced, and the call still succeeds."""
     name = (await intend(store)).external_task_id
     with psycopg.connect(dsn, autocommit=True) as killer:
@@ -123,7 +123,7 @@ async def test_missing_tables_are_reported_at_once(dsn: str) -> None:
             await PostgresStore(pool, owner=1).counts()
 
 
-async def test_what_a_fleet_saved_is_recorded_with_the_outcome(pool: ConnectionPool) -> None:
+async def test_saves_of_a_fleet_are_recorded_with_the_outcome(pool: ConnectionPool) -> None:
     """With the outcome, the record gets each different save once, the newest first."""
     store = PostgresStore(pool, run="r", leased=True)
     name = (await intend(store)).external_task_id

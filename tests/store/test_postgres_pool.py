@@ -24,7 +24,7 @@ async def one(connection: Connection) -> int:
     return int(row[0])
 
 
-async def test_errors_that_cannot_pass_are_raised_at_once(cluster: Cluster, dsn: str) -> None:
+async def test_permanent_errors_are_raised_at_once(cluster: Cluster, dsn: str) -> None:
     """A missing database, an invalid value and a pool that is not open raise errors without a wait."""
     nowhere = cluster.dsn.rpartition("/")[0] + "/nowhere"
     with pytest.raises(JournalError, match="does not exist"):
@@ -72,7 +72,7 @@ async def test_a_server_that_is_switched_off_is_noticed(cluster: Cluster) -> Non
     assert given["tcp_user_timeout"] == "7"
 
 
-async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> None:
+async def test_a_database_that_stays_unavailable_is_reported(own_cluster: Cluster) -> None:
     """A caller does not wait forever, and the pool works again once the database is back."""
     async with own_cluster as cluster, ConnectionPool(cluster.dsn, retry_timeout=0.5) as pool:
         cluster.kill()
@@ -82,7 +82,7 @@ async def test_a_database_that_stays_away_is_reported(own_cluster: Cluster) -> N
         assert await pool.run(one) == 1
 
 
-async def test_no_more_connections_than_allowed(dsn: str) -> None:
+async def test_the_number_of_connections_is_bounded(dsn: str) -> None:
     """If there are more callers than connections, callers wait, and all are served."""
     open_now = most = 0
 
@@ -135,7 +135,7 @@ async def test_missed_notifications_are_announced(dsn: str) -> None:
 
 
 @virtual_time
-async def test_a_database_that_is_away_for_an_hour_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_waits_through_an_outage_of_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default, a call waits through an outage of an hour and then succeeds."""
     now = asyncio.get_running_loop().time
     idle = SimpleNamespace(transaction_status=psycopg.pq.TransactionStatus.IDLE)

@@ -118,7 +118,7 @@ def copy_database(source: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_counts_are_those_of_the_rows(fleet: Fleet, seed: int) -> None:
+async def test_counts_match_the_rows(fleet: Fleet, seed: int) -> None:
     """After any concurrent submissions, ends, requeues, cancellations and deletions, the counts are right."""
     rng = Random(seed)
     lease = Lease(fleet.database, fleet.queue, fleet.run, timeout=60.0)
@@ -145,7 +145,7 @@ async def test_the_changes_are_summed_up(fleet: Fleet) -> None:
     assert (await fleet.stats()).queued == 2000
 
 
-async def test_what_is_rolled_back_does_not_count(fleet: Fleet) -> None:
+async def test_a_rollback_leaves_the_counts_right(fleet: Fleet) -> None:
     """A transaction that is rolled back or has an older snapshot leaves the counts right."""
     await fleet.submit(ExpandRequest("a.png", Ratios(up=1.0)))
     with psycopg.connect(fleet.dsn) as database:

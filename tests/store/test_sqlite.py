@@ -93,7 +93,7 @@ async def test_the_age_of_a_create_is_never_too_high(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports when it was started")
-async def test_the_system_tells_the_time_since_its_start(path: Path) -> None:
+async def test_the_age_is_counted_by_the_system_uptime(path: Path) -> None:
     """By default, the age of a create is counted by the time since the system's last start."""
     assert boot_time() is not None
     async with SQLiteStore(path) as store:
@@ -145,7 +145,7 @@ async def test_tasks_that_cannot_be_listed_may_exist(path: Path) -> None:
         assert not store.recovered
 
 
-async def test_one_bad_write_leaves_the_others_alone(store: SQLiteStore) -> None:
+async def test_a_failed_write_does_not_affect_the_others(store: SQLiteStore) -> None:
     """Within one commit, an error that a call causes reaches only its own caller."""
 
     async def wrong(value: object) -> JobRecord:
@@ -190,7 +190,7 @@ def test_no_image_is_stored(path: Path) -> None:
     assert b"U0VDUkVU" not in path.read_bytes()
 
 
-async def test_a_cancelled_call_leaves_its_record(store: SQLiteStore) -> None:
+async def test_a_cancelled_call_does_not_undo_its_write(store: SQLiteStore) -> None:
     """Cancelling an await neither undoes the write nor affects another write."""
     cancelled = asyncio.ensure_future(intend(store, "a"))
     other = asyncio.ensure_future(intend(store, "b"))
@@ -201,7 +201,7 @@ async def test_a_cancelled_call_leaves_its_record(store: SQLiteStore) -> None:
     assert await store.find("a") is not None
 
 
-async def test_the_run_has_a_name(tmp_path: Path) -> None:
+async def test_every_new_file_has_the_same_default_run(tmp_path: Path) -> None:
     """A given run is kept and another one refused. Without one, every new file has the same run."""
     async with SQLiteStore(tmp_path / "a.db", run="mine") as store:
         assert store.run == "mine"
@@ -230,7 +230,7 @@ async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
         assert store.account == "two"
 
 
-async def test_a_store_says_whether_it_is_open(path: Path) -> None:
+async def test_a_closed_store_raises_and_can_be_reopened(path: Path) -> None:
     """A store that is used while closed or opened twice raises an error, and it can be reopened."""
     store = SQLiteStore(path)
     with pytest.raises(JournalError, match="not open"):
@@ -247,13 +247,13 @@ async def test_a_store_says_whether_it_is_open(path: Path) -> None:
         assert await store.find("k") is not None
 
 
-async def test_one_event_loop(store: SQLiteStore) -> None:
+async def test_a_store_belongs_to_its_event_loop(store: SQLiteStore) -> None:
     """A store belongs to the loop that opened it, and a call from another loop raises an error."""
     with pytest.raises(JournalError, match="another event loop"):
         await asyncio.to_thread(lambda: asyncio.run(store.find("k")))
 
 
-async def test_closing_writes_what_waits(path: Path) -> None:
+async def test_closing_commits_pending_writes(path: Path) -> None:
     """Writes that began before `aclose` are on disk after it."""
     store = await SQLiteStore(path).__aenter__()
     writes = [asyncio.ensure_future(intend(store, str(number))) for number in range(600)]
@@ -298,7 +298,7 @@ async def test_open_jobs_of_missing_workers_are_reported(
     assert line.startswith(f"the journal {tmp_path / 'jobs-2.db'} has 1 open jobs")
 
 
-def test_a_misspelt_placeholder_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_placeholder_is_refused(tmp_path: Path) -> None:
     """An unknown placeholder in a file's name raises an error, but braces in a folder's name are allowed."""
     with pytest.raises(ConfigurationError, match=r"no placeholder but \{worker\} in its name, got .*process"):
         SQLiteStore(tmp_path / "jobs-{process}.db")

@@ -135,7 +135,7 @@ def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
             assert task_id == f"t-{key}"
 
 
-def test_a_killed_journal_without_its_log_warns(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_journal_without_its_log_causes_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that was copied without its log appears complete, so opening it logs a warning."""
     kill_while_writing(path, "a", 200)
     lone, pair = path.with_name("lone.db"), path.with_name("pair.db")
@@ -192,7 +192,7 @@ def read_line(child: subprocess.Popen[str]) -> str:
     return child.stdout.readline().strip()
 
 
-def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
+def test_the_error_names_the_process_that_has_the_file_open(path: Path) -> None:
     """The error names the process that has the file open, and the file is free once it is killed."""
     run(path, "a")
     with opener(path) as child:
@@ -205,7 +205,7 @@ def test_a_second_process_learns_which_process_has_the_file(path: Path) -> None:
         assert run(path, "c") == {"a": "intent", "c": "intent"}
 
 
-def test_of_two_that_begin_together_one_gets_it(path: Path) -> None:
+def test_only_one_of_two_concurrent_openers_gets_a_new_file(path: Path) -> None:
     """If two processes open a new file at the same time, exactly one gets it."""
     with opener(path) as one, opener(path) as other:
         signal_child(one)
@@ -353,7 +353,7 @@ def test_a_forked_child_holds_no_lock(path: Path) -> None:
         os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_another_program_at_work_is_waited_for_or_named(path: Path) -> None:
+def test_a_file_locked_by_another_program_is_waited_for(path: Path) -> None:
     """If another program keeps the file locked beyond the time limit, opening it raises an error."""
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as shell:
@@ -403,7 +403,7 @@ def scribbled(path: Path) -> None:
     ],
     ids=["foreign", "newer", "cut", "scribbled", "text", "short"],
 )
-def test_a_file_that_cannot_be_ours_is_left_alone(path: Path, spoil: Any, words: str) -> None:
+def test_a_file_of_another_kind_is_not_changed(path: Path, spoil: Any, words: str) -> None:
     """A file of another kind raises an error and stays unchanged."""
     spoil(path)
     before = path.read_bytes()
@@ -414,14 +414,14 @@ def test_a_file_that_cannot_be_ours_is_left_alone(path: Path, spoil: Any, words:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_an_empty_file_is_begun_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_file_is_used_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An empty file may be new or damaged, so it is used and a warning is logged."""
     path.touch()
     assert run(path, "a") == {"a": "intent"}
     assert ["was an empty file" in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_torn_log_ends_where_it_is_torn(path: Path) -> None:
+def test_a_partial_commit_at_the_end_of_the_log_is_ignored(path: Path) -> None:
     """A partial commit at the end of the log was never acknowledged, and earlier commits are kept."""
     promised = kill_while_writing(path, "a", 500)
     with Path(f"{path}-wal").open("ab") as log:
@@ -435,7 +435,7 @@ def test_a_torn_log_ends_where_it_is_torn(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["missing/run.db", "file/run.db", "folder", "/proc/run.db", "/dev/null/run.db"]
 )
-def test_a_place_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+def test_an_unwritable_directory_is_named(tmp_path: Path, name: str) -> None:
     """The error names a missing or protected directory as the cause."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -463,7 +463,7 @@ def no_rights(folder: Path) -> Iterator[None]:
             file.chmod(0o644)
 
 
-def test_a_read_only_directory() -> None:
+def test_a_journal_in_a_read_only_directory_cannot_be_opened() -> None:
     """In a read-only directory, opening a new or an old journal fails with the reason."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
         old, new = Path(folder, "old.db"), Path(folder, "new.db")
@@ -492,7 +492,7 @@ async def fill(journal: SQLiteStore) -> list[str]:
     return done
 
 
-async def test_a_full_disk(path: Path) -> None:
+async def test_a_full_disk_fails_only_its_own_batch(path: Path) -> None:
     """A failed batch leaves no records, acknowledged ones stay, and writes work again once there is space."""
     async with SQLiteStore(path) as journal:
         await journal._execute(lambda db: db.execute("PRAGMA max_page_count = 60").fetchall())
@@ -505,7 +505,7 @@ async def test_a_full_disk(path: Path) -> None:
     assert list(await keep(path)) == [*done, "again"]
 
 
-async def test_a_quota(path: Path) -> None:
+async def test_a_quota_acts_like_a_full_disk(path: Path) -> None:
     """A file-size limit of the operating system acts like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     async with SQLiteStore(path) as journal:
@@ -552,7 +552,7 @@ def move_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [delete, replace, lose_log, move_folder])
-async def test_a_file_lost_while_it_is_open(tmp_path: Path, harm: Any) -> None:
+async def test_a_file_deleted_while_open_fails_every_write(tmp_path: Path, harm: Any) -> None:
     """After the file is deleted, every write raises the reason, and closing still works."""
     path = tmp_path / "folder" / "run.db"
     path.parent.mkdir()
@@ -586,7 +586,7 @@ async def test_inode_numbers_may_change(path: Path, monkeypatch: pytest.MonkeyPa
     assert await keep(path) == dict.fromkeys("abc", "intent")
 
 
-async def test_a_replaced_file_with_two_names(path: Path) -> None:
+async def test_a_replaced_file_with_two_names_is_noticed(path: Path) -> None:
     """A replaced file is noticed although its other name keeps it alive."""
     async with SQLiteStore(path) as store:
         await write(store, "a")
@@ -671,7 +671,7 @@ async def test_commits_are_on_disk(path: Path) -> None:
         assert await journal._execute(ask) == ["wal", 2, "exclusive", 0x4B6C4578, 3]
 
 
-def test_without_a_write_ahead_log(path: Path) -> None:
+def test_commits_are_flushed_without_a_write_ahead_log(path: Path) -> None:
     """Without a write-ahead log, commits use a rollback journal and flush the directory too."""
     run(path, "a")
     with contextlib.closing(sqlite3.connect(path)) as db:

@@ -33,7 +33,7 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_turn_one_batch() -> None:
+async def test_writes_of_one_iteration_share_a_commit() -> None:
     """All writes of one iteration of the loop share a commit, in FIFO order."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
@@ -42,7 +42,7 @@ async def test_one_turn_one_batch() -> None:
     await queue.close(99, recorder.close)
 
 
-async def test_what_comes_meanwhile_is_the_next_batch() -> None:
+async def test_writes_during_a_commit_share_the_next_batch() -> None:
     """While a batch is written, the loop continues, and new writes share the next commit."""
     recorder = Recorder()
     recorder.gate.clear()
@@ -80,7 +80,7 @@ async def test_an_exception_reaches_only_its_caller() -> None:
     await queue.close(99, Recorder().close)
 
 
-async def test_a_cancelled_caller_changes_nothing_for_the_others() -> None:
+async def test_a_cancelled_caller_affects_no_other_write() -> None:
     """A write is committed even if its caller is cancelled before or during the commit."""
     recorder = Recorder()
     recorder.gate.clear()
@@ -95,7 +95,7 @@ async def test_a_cancelled_caller_changes_nothing_for_the_others() -> None:
     await queue.close(99, recorder.close)
 
 
-async def test_the_loop_knows_of_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_commit_uses_run_in_executor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every commit uses `run_in_executor`, so that a loop can track it."""
     loop = asyncio.get_running_loop()
     seen: list[Any] = []
@@ -114,7 +114,7 @@ async def test_the_loop_knows_of_all_the_work(monkeypatch: pytest.MonkeyPatch) -
     await queue.close(3, recorder.close)
 
 
-async def test_close_writes_all_that_waits() -> None:
+async def test_close_commits_every_waiting_write() -> None:
     """Closing commits every waiting write, and releases the file after the last commit."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
@@ -125,7 +125,7 @@ async def test_close_writes_all_that_waits() -> None:
     assert recorder.closed
 
 
-async def test_a_cancelled_close_refuses_what_waits() -> None:
+async def test_a_cancelled_close_fails_every_waiting_write() -> None:
     """A cancelled close still releases the file, and no caller waits forever."""
     recorder = Recorder()
     recorder.gate.clear()
@@ -145,7 +145,7 @@ async def test_a_cancelled_close_refuses_what_waits() -> None:
     assert recorder.batches == [[1]]
 
 
-async def test_what_never_began_is_refused_too() -> None:
+async def test_an_aborted_write_fails() -> None:
     """A write that is aborted before its batch began fails rather than being forgotten."""
     recorder = Recorder()
     queue = WriteQueue(recorder.commit)
@@ -157,7 +157,7 @@ async def test_what_never_began_is_refused_too() -> None:
     assert recorder.batches == []
 
 
-async def test_a_commit_that_raises_answers_every_caller() -> None:
+async def test_a_failed_commit_raises_in_every_caller() -> None:
     """An exception of the commit itself reaches every caller in the batch, and the next batch is tried."""
     recorder = Recorder()
 

@@ -109,14 +109,14 @@ class AdapterContract:
             assert emulator.account.requests["query"] == 0
             assert [URL(image.url).origin() for image in result.images] == [URL(emulator.url)]
 
-    async def test_an_unsigned_callback_makes_the_client_ask(self) -> None:
+    async def test_an_unsigned_callback_triggers_a_poll(self) -> None:
         """Without a secret, a callback only triggers a poll, and the result comes from the service."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             result = await site.submit()
             assert len(result.images) == 1
             assert 1 <= emulator.account.requests["query"] <= 3
 
-    async def test_callbacks_in_any_order_end_the_same(self) -> None:
+    async def test_callbacks_may_come_in_any_order(self) -> None:
         """Shuffled and repeated callbacks of several tasks end each task once, with its own pictures."""
         async with (
             emulated(
@@ -128,7 +128,7 @@ class AdapterContract:
             assert emulator.account.requests["query"] == 0
             assert all(result.task_id in result.images[0].url for result in results)
 
-    async def test_a_forged_call_delivers_nothing(self) -> None:
+    async def test_a_forged_callback_delivers_nothing(self) -> None:
         """A forged callback costs at most one read, and the result comes from the service."""
         async with emulated(work_seconds=3600.0) as emulator, self.serve(**options(emulator)) as site:
             future = site.submit()
@@ -145,7 +145,7 @@ class AdapterContract:
             # One read for each of two forged and three genuine callbacks, and none for those after the end.
             assert 1 <= emulator.account.requests["query"] <= 2 + 3
 
-    async def test_with_a_secret_unsigned_calls_are_refused(self) -> None:
+    async def test_with_a_secret_unsigned_callbacks_are_refused(self) -> None:
         """With a secret, unsigned, wrongly signed and altered callbacks are refused without a read."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
@@ -161,7 +161,7 @@ class AdapterContract:
             assert not future.done()
             assert emulator.account.requests["query"] == 0
 
-    async def test_what_comes_late_or_again_changes_nothing(self) -> None:
+    async def test_late_and_repeated_callbacks_change_nothing(self) -> None:
         """After the end of a task, an earlier status, another end and a repeated callback change nothing."""
         async with (
             emulated(work_seconds=3600.0, webhook_secret=SECRET) as emulator,
@@ -202,7 +202,7 @@ class AdapterContract:
             ):
                 assert answer.status == 413
 
-    async def test_a_body_that_breaks_off_does_no_harm(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_broken_connection_is_harmless(self, caplog: pytest.LogCaptureFixture) -> None:
         """A connection that breaks off logs no error, and the next callback is received."""
         async with emulated() as emulator, self.serve(**options(emulator)) as site:
             url = URL(site.callback_url)
@@ -214,7 +214,7 @@ class AdapterContract:
             assert await site.call(body("1", "processing")) == 204
         assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
-    async def test_only_calls_are_taken(self) -> None:
+    async def test_a_get_request_is_refused(self) -> None:
         """The response to a GET request is 405."""
         async with (
             emulated() as emulator,
@@ -224,7 +224,7 @@ class AdapterContract:
         ):
             assert answer.status == 405
 
-    async def test_the_client_lives_as_long_as_the_application(self) -> None:
+    async def test_the_client_is_open_as_long_as_the_application(self) -> None:
         """The client is open during requests, and closed after the application has ended."""
         async with emulated() as emulator:
             async with self.serve(**options(emulator, budget=8)) as site:

@@ -96,7 +96,7 @@ def test_clients_are_compared_by_the_same_figures() -> None:
         assert row["failed jobs"] == 0
 
 
-def test_results_are_drawn(tmp_path: Path) -> None:
+def test_results_are_drawn_as_svg(tmp_path: Path) -> None:
     """Both kinds of results are drawn as SVG with escaped names."""
     row = {"concurrent jobs": 10, "client": "a & b", "requests per job": 2.0, "latency (s)": 0.5}
     rows = [row, row | {"client": "c", "requests per job": 40}]

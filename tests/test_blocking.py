@@ -76,9 +76,7 @@ def kling(emulator: Emulator) -> Iterator[KlingClient]:
         yield kling
 
 
-def test_a_photo_goes_in_and_its_picture_comes_out(
-    kling: KlingClient, emulator: Emulator, tmp_path: Path
-) -> None:
+def test_a_photo_is_expanded_and_saved(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
     """A photo is expanded and saved in two lines, and paid for once."""
     result = kling.expand(PHOTOS / "coffee.jpg", WIDER, n=2)
     paths = result.save(tmp_path)
@@ -90,7 +88,7 @@ def test_a_photo_goes_in_and_its_picture_comes_out(
     assert result.task.task_id == result.task_id
 
 
-def test_progress_is_a_for_loop(kling: KlingClient) -> None:
+def test_a_for_loop_yields_each_new_snapshot(kling: KlingClient) -> None:
     """A ``for`` loop yields each new snapshot, and after it the result is available."""
     future = kling.submit(PHOTOS / "coffee.jpg", WIDER, external_task_id="mine")
     assert future.external_task_id == "mine"
@@ -105,7 +103,7 @@ def test_progress_is_a_for_loop(kling: KlingClient) -> None:
     assert future.result().task == future.task
 
 
-def test_the_tools_of_concurrent_futures_take_futures(kling: KlingClient, tmp_path: Path) -> None:
+def test_functions_of_concurrent_futures_accept_futures(kling: KlingClient, tmp_path: Path) -> None:
     """`wait` and `as_completed` accept futures, and each callback runs once, even if added after the end."""
     good = kling.submit(PHOTOS / "coffee.jpg", WIDER)
     bad = kling.submit(tmp_path, WIDER)
@@ -121,7 +119,7 @@ def test_the_tools_of_concurrent_futures_take_futures(kling: KlingClient, tmp_pa
         bad.result()
 
 
-def test_a_wait_for_a_result_may_be_limited(endless: Emulator) -> None:
+def test_a_wait_for_a_result_may_have_a_timeout(endless: Emulator) -> None:
     """`result` and `exception` raise a `TimeoutError` with the ids, and can be called again."""
     with KlingClient(**options(endless)) as kling:
         future = kling.submit(PHOTOS / "coffee.jpg", WIDER, deadline=3600)
@@ -138,7 +136,7 @@ def test_a_wait_for_a_result_may_be_limited(endless: Emulator) -> None:
     assert concurrent.futures.wait([future]).done == {future}
 
 
-def test_a_job_that_was_taken_back_is_cancelled(endless: Emulator) -> None:
+def test_only_an_unsent_job_can_be_cancelled(endless: Emulator) -> None:
     """`cancel` ends only a job that was not sent, and its future raises `NotSubmitted`."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
         running = kling.submit(PHOTOS / "coffee.jpg", Ratios(right=0.1))
@@ -157,7 +155,7 @@ async def test_asyncio_waits_for_a_blocking_future(kling: KlingClient) -> None:
     assert result.task_id == future.task_id
 
 
-def test_a_result_can_be_had_after_the_client_was_closed(emulator: Emulator) -> None:
+def test_a_result_is_available_after_the_client_was_closed(emulator: Emulator) -> None:
     """A result is still available after the client was closed."""
     with KlingClient(**options(emulator)) as kling:
         future = kling.submit(PHOTOS / "coffee.jpg", WIDER)
@@ -167,16 +165,14 @@ def test_a_result_can_be_had_after_the_client_was_closed(emulator: Emulator) -> 
     assert future.exception() is None
 
 
-def test_a_blocking_client_logs_the_tasks_that_go_on(
-    endless: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_leaving_with_logs_the_running_tasks(endless: Emulator, caplog: pytest.LogCaptureFixture) -> None:
     """Leaving ``with`` logs the running tasks, as the asynchronous client does."""
     with KlingClient(**options(endless)) as kling:
         task = kling.create(PHOTOS / "coffee.jpg", WIDER)
     assert f"1 task continues at the service: {task.task_id}" in caplog.text
 
 
-def test_many_are_outcomes(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
+def test_each_request_has_an_outcome(kling: KlingClient, emulator: Emulator, tmp_path: Path) -> None:
     """Each request has an outcome, even if it failed, and results can be saved."""
     names = ["coffee.jpg", "CREDITS.md", "rocket.jpg"]
     requests = [ExpandRequest(PHOTOS / name, Padding(left=100)) for name in names]
@@ -210,7 +206,7 @@ def test_pictures_can_be_read_without_a_file(kling: KlingClient, tmp_path: Path)
     assert b"".join(result.images[1].stream()) == written[1]
 
 
-def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
+def test_the_source_of_a_map_may_use_the_client(kling: KlingClient) -> None:
     """The source of a `map` may use the same client while `map` iterates over it."""
 
     def chain() -> Iterator[ExpandRequest]:
@@ -221,7 +217,7 @@ def test_requests_may_wait_for_the_client(kling: KlingClient) -> None:
     assert keys == ["0-0", "1-1"]
 
 
-def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
+def test_leaving_a_map_cancels_unsent_jobs(endless: Emulator) -> None:
     """After `break` only jobs that were sent are paid for, and the client still works."""
     with KlingClient(**options(endless), max_in_flight=1) as kling:
         bad = ExpandRequest(PHOTOS / "CREDITS.md", WIDER)
@@ -233,7 +229,7 @@ def test_leaving_a_map_takes_back_what_was_not_sent(endless: Emulator) -> None:
         assert created <= len(kling.list()) <= len(endless.account.tasks) <= 1
 
 
-def test_tasks_are_found_again(kling: KlingClient) -> None:
+def test_tasks_can_be_read_listed_and_attached(kling: KlingClient) -> None:
     """Tasks can be read by either id, listed, and attached as futures."""
     task = kling.create(PHOTOS / "coffee.jpg", WIDER, external_task_id="order-7")
     result = kling.attach("order-7").result()
@@ -243,7 +239,7 @@ def test_tasks_are_found_again(kling: KlingClient) -> None:
         kling.get("unknown-id")
 
 
-def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> None:
+def test_a_second_run_continues_the_jobs_of_its_journal(emulator: Emulator, tmp_path: Path) -> None:
     """A second run of a script continues the jobs of the first and pays for nothing twice."""
     journal = tmp_path / "run.db"
     with KlingClient(**options(emulator), journal=journal) as kling:
@@ -258,7 +254,7 @@ def test_what_a_journal_knows_goes_on(emulator: Emulator, tmp_path: Path) -> Non
     assert emulator.account.images_billed == 1
 
 
-def test_a_callback_is_received_here_too(kling: KlingClient) -> None:
+def test_callbacks_can_be_passed_from_any_thread(kling: KlingClient) -> None:
     """A program with its own web server can pass callbacks to the client from any thread."""
     call = kling.receive({}, b'{"task_id":"1","task_status":"succeed"}')
     assert call.needs_poll
@@ -272,7 +268,7 @@ def test_threads_share_one_client(kling: KlingClient, emulator: Emulator) -> Non
     assert emulator.account.images_billed == 8
 
 
-async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
+async def test_methods_work_while_another_loop_runs(emulator: Emulator) -> None:
     """The methods work in a notebook, where another event loop runs."""
     kling = KlingClient(**options(emulator)).open()
     assert kling.list() == ()
@@ -280,7 +276,7 @@ async def test_it_works_beside_a_running_loop(emulator: Emulator) -> None:
     kling.close()
 
 
-def test_closing_says_what_goes_on(endless: Emulator) -> None:
+def test_close_returns_the_running_tasks(endless: Emulator) -> None:
     """`close` returns the tasks that are still running, so that another process can attach them."""
     kling = KlingClient(**options(endless)).open()
     task = kling.create(PHOTOS / "coffee.jpg", WIDER)
@@ -290,7 +286,7 @@ def test_closing_says_what_goes_on(endless: Emulator) -> None:
     assert kling.close() == ()
 
 
-def test_what_is_not_open_says_so(emulator: Emulator) -> None:
+def test_a_client_that_is_not_open_raises(emulator: Emulator) -> None:
     """Before and after `with`, every method raises an error instead of waiting forever."""
     kling = KlingClient(**options(emulator))
     with pytest.raises(ClientClosed):
@@ -301,7 +297,7 @@ def test_what_is_not_open_says_so(emulator: Emulator) -> None:
         kling.submit(PHOTOS / "coffee.jpg", WIDER)
 
 
-def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
+def test_bad_options_raise_in_the_line_that_passes_them(emulator: Emulator) -> None:
     """Bad options and bad requests raise an error in the line that passes them."""
     with pytest.raises(ConfigurationError, match="secret key is missing"):
         KlingClient(access_key="half of a pair")
@@ -309,7 +305,7 @@ def test_what_is_wrong_is_raised_where_it_is_said(emulator: Emulator) -> None:
         kling.submit(PHOTOS / "coffee.jpg")
 
 
-def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path: Path) -> None:
+def test_a_failed_open_leaves_no_thread(emulator: Emulator, tmp_path: Path) -> None:
     """A failed `open` stops the background thread."""
 
     def ours() -> list[threading.Thread]:
@@ -323,7 +319,7 @@ def test_a_client_that_cannot_open_leaves_no_thread(emulator: Emulator, tmp_path
     assert ours() == before
 
 
-def test_opening_again_changes_nothing(kling: KlingClient) -> None:
+def test_opening_an_open_client_changes_nothing(kling: KlingClient) -> None:
     """An open client can be opened again, because a notebook cell may run twice."""
     assert kling.open() is kling
     assert kling.list() == ()
@@ -431,7 +427,7 @@ print(len(future.result().images))
 """
 
 
-def test_after_a_fork_there_is_a_clear_error(emulator: Emulator) -> None:
+def test_calls_raise_after_a_fork(emulator: Emulator) -> None:
     """In the child every call raises an error with advice, and the parent's client still works."""
     assert program(emulator, FORK)[::2] == ("1\n1\n7\n1\n", 0)
 
@@ -471,7 +467,7 @@ def test_a_map_whose_source_waits_can_be_left(kling: KlingClient) -> None:
     assert kling.close() == ()
 
 
-def test_many_maps_wait_at_once(kling: KlingClient) -> None:
+def test_many_maps_make_progress_at_once(kling: KlingClient) -> None:
     """All maps make progress, however many sources wait for the outcomes of their own earlier requests."""
 
     def follow(number: int) -> int:
@@ -488,7 +484,7 @@ def test_many_maps_wait_at_once(kling: KlingClient) -> None:
         assert list(pool.map(follow, range(1, count + 1))) == [1] * count
 
 
-def test_the_methods_are_the_same() -> None:
+def test_both_clients_have_the_same_methods() -> None:
     """Each method of the asynchronous client exists, with the same parameters and documentation."""
 
     def verbs(kind: type) -> dict[str, Any]:

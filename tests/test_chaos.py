@@ -35,7 +35,7 @@ def chaos(*options: object) -> dict[str, Any]:
     return numbers
 
 
-def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
+def test_no_job_is_paid_twice_or_lost(tmp_path: Path) -> None:
     """After five SIGKILLs of the script and one of the service, 60 jobs have 60 tasks and correct files."""
     conditions = ("--jobs", 60, "--kills", 5, "--seed", 7, "--unique", "off", "--work-seconds", 0.2)
     found = chaos(*conditions, "--folder", tmp_path)
@@ -45,7 +45,7 @@ def test_nothing_is_paid_twice_and_nothing_lost(tmp_path: Path) -> None:
     assert found["faults"]["total"] > 5
 
 
-def test_harsh_conditions_cost_nothing() -> None:
+def test_no_job_is_paid_twice_or_lost_under_harsh_conditions() -> None:
     """Slow creates, late lookups, a clock set back and a deleted journal cause no double payment or loss.
 
     This holds even if the service accepts an id twice, because a new journal first lists the account.
@@ -61,7 +61,7 @@ def test_harsh_conditions_cost_nothing() -> None:
         assert each["faults"]["slow"] > 0
 
 
-def test_a_naive_script_pays_twice_or_loses() -> None:
+def test_a_naive_script_pays_twice_or_loses_jobs() -> None:
     """A script without the SDK fails under the same conditions, so the conditions are hard enough."""
     found = chaos("--jobs", 40, "--kills", 2, "--emulator-kills", 0, "--seed", 7, "--baseline", "naive")
     assert found["duplicates"] + found["lost"] > 0
@@ -133,7 +133,7 @@ async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
         assert answer.status == 502
 
 
-async def test_a_slow_answer_comes_after_its_effect() -> None:
+async def test_a_slow_response_comes_after_its_effect() -> None:
     """The service gets the request at once, but the client gets the response only after the given time."""
     async with (
         loopback(says(b"answer")) as service,

@@ -56,7 +56,7 @@ def counted(emulator: Emulator, *routes: str) -> int:
 
 
 @virtual_time
-async def test_one_photo_goes_in_and_its_pictures_come_out(tmp_path: Path) -> None:
+async def test_expand_and_save_write_the_requested_pictures(tmp_path: Path) -> None:
     """`expand` and `save` write as many pictures as requested, and each is billed once."""
     async with emulated(work_seconds=40) as (emulator, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", ToAspect("16:9"), n=2)
@@ -84,7 +84,7 @@ async def test_a_journal_belongs_to_one_service_and_account(tmp_path: Path) -> N
 
 
 @virtual_time
-async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_path: Path) -> None:
+async def test_a_task_that_ended_within_its_create_has_its_pictures(tmp_path: Path) -> None:
     """If the response to a create says that the task has ended, the task is read for its pictures."""
     async with emulated(queue_seconds=0, work_seconds=0) as (_, kling):
         result = await kling.expand(PHOTOS / "coffee.jpg", Ratios(up=0.5))
@@ -92,7 +92,7 @@ async def test_a_task_that_has_ended_when_it_is_accepted_has_its_pictures(tmp_pa
 
 
 @virtual_time
-async def test_many_photos_are_never_more_than_the_account_takes() -> None:
+async def test_tasks_never_exceed_the_slots_of_the_account() -> None:
     """A task of n pictures takes n slots, so the service never refuses a create."""
     async with emulated(work_seconds=10, slots=9) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, Ratios(up=0.5), n=1 + i % 4) for i in range(30)]
@@ -109,7 +109,7 @@ async def test_many_photos_are_never_more_than_the_account_takes() -> None:
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
 @pytest.mark.parametrize("shapes", [{}, {"task_format": "array"}, {"success_status": "succeeded"}], ids=str)
 @virtual_time
-async def test_either_dialect_goes_the_whole_way(
+async def test_both_dialects_give_the_same_models(
     tmp_path: Path, dialect: str, shapes: dict[str, Any]
 ) -> None:
     """Creating, waiting, reading, listing and saving give the same models in both dialects."""
@@ -147,7 +147,7 @@ async def test_a_direction_means_the_same_in_either_dialect(towards: Towards) ->
 
 @pytest.mark.parametrize("geometry", [WIDER, ToAspect("16:9"), ToAspect(2.5)])
 @virtual_time
-async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> None:
+async def test_a_geometry_the_dialect_lacks_is_refused_before_sending(geometry: Any) -> None:
     """A geometry that the dialect cannot express raises an error with advice before anything is sent."""
     async with emulated({"dialect": "direction"}) as (emulator, kling):
         with pytest.raises(InvalidRequest, match=r"must be Towards\(…\)"):
@@ -158,7 +158,7 @@ async def test_what_a_direction_cannot_say_is_refused_here(geometry: Any) -> Non
 
 
 @virtual_time
-async def test_the_dialects_do_not_see_each_others_tasks() -> None:
+async def test_tasks_of_one_dialect_are_invisible_to_the_other() -> None:
     """Tasks of one dialect cannot be read or listed in the other."""
     async with emulated() as (emulator, kling):
         mine = await kling.create(PHOTO, WIDER)
@@ -185,7 +185,7 @@ def test_each_documented_request_is_what_the_sdk_sends() -> None:
 
 
 @virtual_time
-async def test_a_watermark_is_asked_for_returned_and_saved_beside(tmp_path: Path) -> None:
+async def test_plain_and_watermarked_pictures_are_saved(tmp_path: Path) -> None:
     """The plain and the watermarked picture are saved, and the plain one is named after the photo."""
     async with emulated() as (emulator, kling):
         result = await kling.expand(PHOTO, WIDER, watermark=True)
@@ -216,7 +216,7 @@ async def test_the_price_is_known_before_and_after(task_format: str) -> None:
 
 
 @virtual_time
-async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
+async def test_a_result_expires_after_thirty_days(tmp_path: Path) -> None:
     """A result can be saved for 30 days. After that the error has both ids, and no file is left behind."""
     async with emulated() as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
@@ -239,7 +239,7 @@ async def test_after_thirty_days_a_result_is_gone(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
+async def test_each_task_is_listed_once_while_others_are_added() -> None:
     """While pages shift, no task is yielded twice and no task that existed at the start is missed."""
     async with emulated(slots=1000) as (_, kling):
         before = [await kling.create(PHOTO, WIDER) for _ in range(12)]
@@ -254,7 +254,7 @@ async def test_all_tasks_are_walked_once_while_others_are_added() -> None:
 
 @pytest.mark.parametrize("mode", ["newest", "oldest", "shuffled"])
 @virtual_time
-async def test_a_walk_needs_no_order(mode: str) -> None:
+async def test_list_pages_may_come_in_any_order(mode: str) -> None:
     """Whatever the order of a page, no task is yielded twice."""
     async with emulated(slots=1000, list_order=mode) as (emulator, kling):
         for _ in range(7):
@@ -266,7 +266,7 @@ async def test_a_walk_needs_no_order(mode: str) -> None:
 
 
 @virtual_time
-async def test_a_page_is_what_the_document_allows() -> None:
+async def test_page_number_and_size_are_checked_locally() -> None:
     """The page number and size are checked locally, and a page beyond the last is empty."""
     async with emulated(slots=100) as (emulator, kling):
         made = [await kling.create(PHOTO, WIDER) for _ in range(5)]
@@ -281,7 +281,7 @@ async def test_a_page_is_what_the_document_allows() -> None:
 
 @pytest.mark.parametrize("any_id", ["", ".", "..", "a\nb"])
 @virtual_time
-async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
+async def test_an_invalid_id_causes_no_request(any_id: str) -> None:
     """An id that would change the path of the URL raises an error without a request."""
     async with emulated() as (emulator, kling):
         with pytest.raises(InvalidRequest):
@@ -290,7 +290,7 @@ async def test_an_id_that_is_none_asks_nothing(any_id: str) -> None:
 
 
 @virtual_time
-async def test_a_walk_ends_with_the_last_page_there_can_be() -> None:
+async def test_listing_reads_at_most_a_thousand_pages() -> None:
     """Listing all tasks reads at most a thousand pages."""
     page = {"code": 0, "message": "", "request_id": "r", "data": [{"task_id": "1", "task_status": "failed"}]}
     raw = json.dumps(page).encode()
@@ -348,7 +348,7 @@ async def test_a_signed_callback_ends_the_wait_and_frees_the_slot_at_once(dialec
 
 
 @virtual_time
-async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
+async def test_a_forged_callback_costs_one_read_and_delivers_nothing() -> None:
     """An unsigned callback triggers one read, or none if its id is unknown."""
     async with emulated({"schedule": NeverPolls()}, work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, WIDER)
@@ -364,7 +364,7 @@ async def test_a_forged_call_costs_one_read_and_delivers_nothing() -> None:
 
 
 @virtual_time
-async def test_with_a_secret_other_calls_are_refused() -> None:
+async def test_with_a_secret_unsigned_callbacks_are_refused() -> None:
     """With a secret, an unsigned callback raises an error and triggers no read."""
     client: dict[str, Any] = {"schedule": NeverPolls(), "webhook_secret": [SECRET]}
     async with emulated(client, work_seconds=3600) as (emulator, kling):
@@ -381,7 +381,7 @@ async def test_with_a_secret_other_calls_are_refused() -> None:
 
 
 @virtual_time
-async def test_the_numbers_add_up() -> None:
+async def test_the_statistics_add_up() -> None:
     """Every job is counted once at any moment, and all units and calls are correct in the end."""
     async with emulated({"max_in_flight": 3}, slots=3) as (emulator, kling):
 
@@ -443,7 +443,7 @@ async def test_a_listener_gets_every_event_and_affects_nothing(caplog: pytest.Lo
 
 
 @virtual_time
-async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
+async def test_mistakes_in_submit_raise_before_anything_is_sent() -> None:
     """Each mistake raises an error at once, before anything is sent."""
     request = ExpandRequest(PHOTO, WIDER)
     async with emulated() as (emulator, kling):
@@ -461,7 +461,7 @@ async def test_a_request_is_whole_or_in_parts_but_not_both() -> None:
 
 
 @virtual_time
-async def test_a_client_that_is_not_open_says_so() -> None:
+async def test_a_client_that_is_not_open_raises() -> None:
     """Every method raises an error before `async with` and after it."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator:
         kling = KlingClient(api_key=emulator.api_key, base_url=emulator.url)
@@ -586,7 +586,7 @@ async def test_a_photo_at_a_url_names_its_result(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_session_of_yours_stays_open() -> None:
+async def test_an_injected_session_stays_open() -> None:
     """A given session is used, but neither changed nor closed."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, aiohttp.ClientSession() as http:
         async with KlingClient(
@@ -651,7 +651,7 @@ async def test_an_earlier_save_that_cannot_be_looked_up_hides_no_result(tmp_path
 
 
 @virtual_time
-async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> None:
+async def test_map_saves_each_picture_at_the_path_in_its_row(tmp_path: Path) -> None:
     """A task that is already saved elsewhere is also saved at the new path, and an edited picture is kept."""
     targets = {name: str(tmp_path / name) for name in ("first", "second", "third")}
     async with emulated({"journal": tmp_path / "run.db"}) as (emulator, kling):
@@ -674,7 +674,7 @@ async def test_a_map_puts_each_picture_where_its_row_says(tmp_path: Path) -> Non
 
 
 @virtual_time
-async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: Path) -> None:
+async def test_equal_photos_share_a_task_but_not_their_files(tmp_path: Path) -> None:
     """Equal photos are paid for once. In a later run `units_found` has the cost, and the files remain."""
     photos = [tmp_path / name for name in ("a.jpg", "b.jpg", "in/a.jpg")]
     for photo in photos:
@@ -698,7 +698,7 @@ async def test_equal_photos_are_one_task_and_have_files_of_their_own(tmp_path: P
 
 
 @virtual_time
-async def test_files_have_one_form_before_and_after_a_restart(
+async def test_paths_are_the_same_before_and_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first run and a later run return the same paths, which are relative if `save_to` is relative."""
@@ -712,7 +712,7 @@ async def test_files_have_one_form_before_and_after_a_restart(
 
 
 @virtual_time
-async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
+async def test_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
     """`save_options` are checked before anything is sent, and a second run gives the same files."""
     photo = tmp_path / "dog.jpg"
     with Pictures.open(PHOTO) as small:
@@ -736,7 +736,7 @@ async def test_a_map_saves_at_full_size_and_converted(tmp_path: Path) -> None:
 
 
 @virtual_time
-async def test_a_client_with_a_journal_says_that_nothing_is_lost(
+async def test_closing_a_client_with_a_journal_logs_no_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Closing a client with a journal logs no warning, but one line with the number of open jobs."""
@@ -789,7 +789,7 @@ async def test_extra_fields_are_sent_and_kept_by_the_journal(tmp_path: Path) -> 
 
 
 @virtual_time
-async def test_a_service_that_answers_in_the_newer_form_is_served_whole(tmp_path: Path) -> None:
+async def test_the_newer_form_of_responses_works_everywhere(tmp_path: Path) -> None:
     """Creates, polls, lists and results work with `id`, `status`, `outputs` and `billing`."""
     async with emulated(work_seconds=20, task_format="outputs", slots=20) as (emulator, kling):
         requests = [ExpandRequest(PHOTO, Ratios(right=0.1 + n / 10)) for n in range(3)]
@@ -803,7 +803,7 @@ async def test_a_service_that_answers_in_the_newer_form_is_served_whole(tmp_path
 
 
 @virtual_time
-async def test_no_more_pictures_than_were_asked_for_are_taken() -> None:
+async def test_surplus_pictures_are_ignored() -> None:
     """If the service returns nine pictures for a task of two, only two are used."""
     images = [{"index": index, "url": f"https://a/{index}.png"} for index in range(9)]
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": images}}
@@ -838,7 +838,7 @@ def answers() -> st.SearchStrategy[bytes]:
 
 @settings(max_examples=80)
 @given(raw=answers())
-def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> None:
+def test_any_response_gives_a_task_or_a_kling_error(raw: bytes) -> None:
     """Any response to a query, a list or a create gives a task or a `KlingError`."""
 
     async def asks() -> None:
@@ -856,7 +856,7 @@ def test_any_bytes_from_a_socket_are_a_task_or_one_of_our_errors(raw: bytes) -> 
 
 
 @virtual_time
-async def test_time_is_the_loops() -> None:
+async def test_callback_timestamps_are_compared_with_the_loop_clock() -> None:
     """The timestamp of a callback is compared with the client's clock, here the event loop's."""
     async with loopback(task()) as server:
         options: dict[str, Any] = {"base_url": server.url, "webhook_secret": SECRET}
@@ -892,7 +892,7 @@ async def test_futures_of_one_task_are_counted_once() -> None:
 
 
 @virtual_time
-async def test_the_deadline_of_map_holds_for_each_job_to_its_end() -> None:
+async def test_the_deadline_of_map_holds_for_each_job() -> None:
     """A job that is still running at its deadline becomes an outcome then, whatever the other jobs do."""
     async with emulated(work_seconds=3600) as (_, kling):
         began = asyncio.get_running_loop().time()

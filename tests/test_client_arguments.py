@@ -174,7 +174,7 @@ CASES = [(verb, name) for verb in VERBS for name in arguments(verb, RequestField
 
 @pytest.mark.parametrize(("verb", "name"), CASES, ids=lambda each: getattr(each, "__name__", each))
 @virtual_time
-async def test_a_wrong_argument_is_refused_by_its_name(verb: Callable[..., Any], name: str) -> None:
+async def test_a_wrong_argument_is_refused_by_name(verb: Callable[..., Any], name: str) -> None:
     """Each method refuses every wrong value, and neither sends nor counts anything."""
     assert len(WRONG[name]) >= 5
     async with emulated() as (emulator, kling):
@@ -188,7 +188,7 @@ async def test_a_wrong_argument_is_refused_by_its_name(verb: Callable[..., Any],
         assert kling.stats.submitted == 0
 
 
-def test_every_public_verb_is_in_the_table() -> None:
+def test_every_public_method_is_in_the_table() -> None:
     """A new method, argument or request field needs a row in the table."""
     verbs = {
         name
@@ -200,7 +200,7 @@ def test_every_public_verb_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", arguments(KlingClient.__init__, SettingsOptions))
-def test_a_wrong_option_is_refused_by_its_name(name: str) -> None:
+def test_a_wrong_option_is_refused_by_name(name: str) -> None:
     """Both clients refuse a wrong option before they are open, and the error shows no secret."""
     assert len(WRONG_OPTIONS[name]) >= 5
     for value in WRONG_OPTIONS[name]:
@@ -250,7 +250,9 @@ ANOTHER_WORD = {"aspect_ratio": "aspect", "area_multiplier": "area"}
 
 
 @pytest.mark.parametrize(("part", "name", "values"), PARTS, ids=lambda each: getattr(each, "__name__", None))
-def test_a_wrong_part_is_refused_by_its_name(part: Callable[..., Any], name: str, values: list[Any]) -> None:
+def test_wrong_constructor_arguments_are_refused_by_name(
+    part: Callable[..., Any], name: str, values: list[Any]
+) -> None:
     """Geometries, slots, schedules and credentials check their arguments in the constructor."""
     for value in values:
         with pytest.raises((ConfigurationError, InvalidRequest)) as caught:
@@ -258,7 +260,7 @@ def test_a_wrong_part_is_refused_by_its_name(part: Callable[..., Any], name: str
         assert ANOTHER_WORD.get(name, name) in str(caught.value)
 
 
-def test_every_argument_of_a_part_is_in_the_table() -> None:
+def test_every_constructor_argument_is_in_the_table() -> None:
     """A new argument of such a class needs a row in the table."""
     for part in {part for part, _, _ in PARTS}:
         names = {name for name in arguments(part) if name != "secrets"}
@@ -270,7 +272,7 @@ def test_every_argument_of_a_part_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("verb", ["expand", "submit", "create"])
 @virtual_time
-async def test_text_is_an_aspect(verb: str) -> None:
+async def test_an_aspect_may_be_given_as_text(verb: str) -> None:
     """`"16:9"` is the same job as `ToAspect("16:9")`."""
     async with emulated(slots=20) as (emulator, kling):
         for geometry in ("16:9", ToAspect("16:9")):
@@ -290,7 +292,7 @@ async def test_text_is_an_aspect(verb: str) -> None:
         ("listeners", "listener"),
     ],
 )
-def test_a_misspelt_option_is_told_its_nearest_name(name: str, nearest: str) -> None:
+def test_the_nearest_option_is_suggested(name: str, nearest: str) -> None:
     """The message for a misspelled option suggests an option, whether it is a setting or an argument."""
     options: dict[str, Any] = {name: 1}
     with pytest.raises(ConfigurationError, match=f"there is no option '{name}': did you mean {nearest}?"):
@@ -304,7 +306,7 @@ def test_a_misspelt_option_is_told_its_nearest_name(name: str, nearest: str) -> 
 
 @pytest.mark.parametrize(("name", "nearest"), [("promt", "prompt"), ("deadlin", "deadline"), ("N", "n")])
 @virtual_time
-async def test_a_misspelt_field_is_told_its_nearest_name(name: str, nearest: str) -> None:
+async def test_the_nearest_field_is_suggested(name: str, nearest: str) -> None:
     """The message suggests a field of a request or an argument of the method."""
     async with emulated() as (emulator, kling):
         wrong: dict[str, Any] = {name: "x"}
@@ -315,7 +317,7 @@ async def test_a_misspelt_field_is_told_its_nearest_name(name: str, nearest: str
         assert emulator.account.requests == {}
 
 
-def test_one_wrong_id_fails_nothing_else() -> None:
+def test_a_wrong_id_does_not_affect_open_jobs() -> None:
     """`attach` refuses an id of a wrong type, and open jobs are not affected."""
 
     async def main() -> None:
@@ -331,7 +333,7 @@ def test_one_wrong_id_fails_nothing_else() -> None:
     run(main())
 
 
-def test_wrong_values_are_shown_in_short() -> None:
+def test_wrong_values_are_shortened_in_errors() -> None:
     """An error message contains neither a photo nor a long text."""
     for image in (["x" * 10**6], {"photo": b"\x89PNG" * 10**5}):
         with pytest.raises(KlingError) as caught:

@@ -35,7 +35,7 @@ class Lines(logging.Handler):
 
 
 @virtual_time
-async def test_every_retry_and_pause_of_a_bad_day_is_in_the_log() -> None:
+async def test_every_retry_pause_and_end_is_logged() -> None:
     """200 jobs with 10 % faults log each retry, pause and end with its ids, in at most 20 lines a second."""
     events: list[Event] = []
     log = Lines()
@@ -90,7 +90,7 @@ async def test_events_of_calls_name_their_job() -> None:
 
 
 @virtual_time
-async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_parallel_limit_is_logged_as_a_retry(caplog: pytest.LogCaptureFixture) -> None:
     """A 1303 that is retried is logged with its job, below the level of a warning."""
     caplog.set_level(logging.INFO, "kling_expand")
     async with emulated({"max_in_flight": 9}, slots=1, work_seconds=5) as (emulator, kling):
@@ -106,7 +106,7 @@ async def test_a_refusal_for_want_of_slots_is_a_retry(caplog: pytest.LogCaptureF
 
 
 @virtual_time
-async def test_a_rate_limit_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_rate_limit_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A 1302 is logged once as a pause of its route, with the job and the seconds."""
     async with emulated({"max_in_flight": 9}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", 1302))
@@ -117,9 +117,7 @@ async def test_a_rate_limit_is_one_line(caplog: pytest.LogCaptureFixture) -> Non
 
 
 @virtual_time
-async def test_a_download_that_is_tried_again_is_in_the_log(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
+async def test_a_retried_download_is_logged(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """The line names the task but no URL, both for an expired URL and for a server error."""
     events: list[Event] = []
     async with emulated({"listener": events.append}) as (emulator, kling):
@@ -136,7 +134,7 @@ async def test_a_download_that_is_tried_again_is_in_the_log(
     assert "http://" not in text
 
 
-async def test_a_script_switches_the_log_on(
+async def test_kling_log_turns_on_logging_to_stderr(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """`KLING_LOG=debug` writes each line to stderr once for all clients. Other words raise an error."""

@@ -58,7 +58,9 @@ def who(found: Any) -> str:
         ({"access_key": " a ", "secret_key": " s "}, {}, "a"),
     ],
 )
-def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
+def test_arguments_override_credentials_in_the_environment(
+    given: dict[str, Any], environ: dict[str, str], expected: str
+) -> None:
     """Arguments override the environment, a static key overrides a pair, and blank means absent."""
     assert who(credentials(**given, environ=environ)) == expected
 
@@ -75,26 +77,26 @@ def test_whose_credentials_count(given: dict[str, Any], environ: dict[str, str],
         ({}, {"KLINGAI_SECRET_KEY": "s"}, "access key"),
     ],
 )
-def test_half_a_pair_is_an_error(given: dict[str, Any], environ: dict[str, str], missing: str) -> None:
+def test_half_a_key_pair_is_an_error(given: dict[str, Any], environ: dict[str, str], missing: str) -> None:
     """Half a pair is never completed from another source, and the message names the missing half."""
     with pytest.raises(ConfigurationError, match=missing):
         credentials(**given, environ=environ)
 
 
-def test_without_credentials_the_message_says_where_to_put_them() -> None:
+def test_missing_credentials_name_the_environment_variables() -> None:
     """The message names the environment variables."""
     with pytest.raises(ConfigurationError, match="KLING_ACCESS_KEY and KLING_SECRET_KEY, or KLING_API_KEY"):
         credentials(environ={})
 
 
-def test_the_pair_runs_on_the_clock_given() -> None:
+def test_a_key_pair_uses_the_given_clock() -> None:
     """A key pair uses the given clock for its tokens."""
     found = credentials("a", "s", environ={}, clock=lambda: 0.0)
     assert isinstance(found, KeyPair)
     assert found._clock() == 0.0
 
 
-def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_not_read_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that are set after the import take effect."""
     for name in [name for name in os.environ if name.startswith("KLING")]:
         monkeypatch.delenv(name)
@@ -116,7 +118,7 @@ def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> 
         ("", {"KLING_WEBHOOK_SECRET": "whsec_x"}, "whsec_x"),
     ],
 )
-def test_whose_webhook_secret_counts(
+def test_the_webhook_secret_follows_the_rules_of_credentials(
     given: str | None, environ: dict[str, str], expected: str | None
 ) -> None:
     """The webhook secret follows the rules of the credentials."""
@@ -142,7 +144,9 @@ def test_whose_webhook_secret_counts(
         ({"base_url": "http://[::1]:80"}, {}, "http://[::1]:80"),
     ],
 )
-def test_whose_address_counts(given: dict[str, Any], environ: dict[str, str], expected: str) -> None:
+def test_the_argument_overrides_the_base_url_in_the_environment(
+    given: dict[str, Any], environ: dict[str, str], expected: str
+) -> None:
     """The base URL comes from the argument, the environment or the default, without a final slash."""
     assert Settings.from_env(environ, **given).base_url == expected
 
@@ -170,14 +174,14 @@ BAD_URLS += ["https://user:hunter2@a.example"]
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_an_address_that_cannot_work_is_refused(url: str) -> None:
+def test_an_invalid_base_url_is_refused(url: str) -> None:
     """A bad URL is refused at construction, and the error does not repeat a password in it."""
     with pytest.raises(ConfigurationError) as caught:
         Settings(base_url=url)
     assert "hunter2" not in str(caught.value)
 
 
-def test_defaults_are_the_documented_ones() -> None:
+def test_defaults_match_the_documentation() -> None:
     """Every setting has its documented default."""
     settings = Settings()
     assert (settings.base_url, settings.dialect) == ("https://api-singapore.klingai.com", Dialect.EDITING)
@@ -190,14 +194,14 @@ NUMBERS = [each.name for each in fields(Settings) if each.type in {int, float}]
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, math.inf, "10", True, [], b"1"])
-def test_a_number_that_cannot_work_is_refused(name: str, value: Any) -> None:
+def test_an_invalid_number_is_refused(name: str, value: Any) -> None:
     """The error names the setting, and None means that the setting is not given."""
     with pytest.raises(ConfigurationError, match=name):
         Settings.from_env({}, **{name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_that_works_is_taken(name: str) -> None:
+def test_a_valid_number_is_accepted(name: str) -> None:
     """Integers and floats are accepted."""
     seven: dict[str, Any] = {name: 7}
     nothing: dict[str, Any] = {name: None}
@@ -206,14 +210,14 @@ def test_a_number_that_works_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Settings) if each.type is int])
-def test_a_count_is_whole(name: str) -> None:
+def test_a_count_must_be_a_whole_number(name: str) -> None:
     """A count that is not a whole number is refused."""
     half: dict[str, Any] = {name: 7.5}
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number, got 7.5"):
         Settings.from_env({}, **half)
 
 
-def test_a_dialect_has_a_name() -> None:
+def test_an_unknown_dialect_is_refused() -> None:
     """A dialect is one of two words, and the error lists them."""
     assert Settings(dialect=Dialect("direction")).dialect is Dialect.DIRECTION
     assert Settings.from_env({}, dialect="direction").dialect is Dialect.DIRECTION
@@ -221,14 +225,14 @@ def test_a_dialect_has_a_name() -> None:
         Settings.from_env({}, dialect="dutch")
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     """Settings are immutable."""
     settings: Any = Settings()
     with pytest.raises(AttributeError):
         settings.read_timeout = 1.0
 
 
-def test_the_typed_settings_are_those_of_the_class() -> None:
+def test_typed_settings_match_the_fields_of_the_class() -> None:
     """The typed keyword arguments have the names and types of the fields, and also accept None."""
     names = {"SSLContext": SSLContext}
     options, settings = get_type_hints(SettingsOptions, None, names), get_type_hints(Settings, None, names)
@@ -274,13 +278,15 @@ USUAL = HOME / FOLDERS.get(sys.platform, ".cache") / "kling-expand"
         (False, {"KLING_CACHE_DIR": "/tmp/here"}, None),
     ],
 )
-def test_the_cache_folder(given: Any, environ: dict[str, str], expected: Path | None) -> None:
+def test_the_cache_folder_may_be_set_or_turned_off(
+    given: Any, environ: dict[str, str], expected: Path | None
+) -> None:
     """An argument overrides the environment, which overrides the default. Both can turn the cache off."""
     assert Settings.from_env(environ, cache_dir=given).cache_dir == expected
 
 
 @pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="these systems have a folder of their own")
-def test_the_cache_folder_of_the_desktop() -> None:
+def test_xdg_cache_home_is_obeyed() -> None:
     """`XDG_CACHE_HOME` is obeyed."""
     assert Settings.from_env({"XDG_CACHE_HOME": "/x"}).cache_dir == Path("/x/kling-expand")
 

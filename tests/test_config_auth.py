@@ -50,7 +50,7 @@ def claims(token: str, secret: str = SECRET) -> dict[str, Any]:
     return found
 
 
-def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
+def test_a_token_has_the_documented_claims(pair: KeyPair) -> None:
     """An independent implementation finds HS256 and exactly the three documented claims."""
     token = pair.token()
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
@@ -58,7 +58,7 @@ def test_a_token_is_the_documented_one(pair: KeyPair) -> None:
     assert claims(token) == expected
 
 
-def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
+def test_a_token_is_signed_with_hmac_sha256(pair: KeyPair) -> None:
     """The signature is the HMAC-SHA256 of the first two parts, as computed by the standard library alone."""
     head, body, signature = pair.token().split(".")
     digest = hmac.digest(SECRET.encode(), f"{head}.{body}".encode(), "sha256")
@@ -66,13 +66,13 @@ def test_a_token_is_signed_as_the_standard_says(pair: KeyPair) -> None:
     assert json.loads(base64.urlsafe_b64decode(body + "=="))["iss"] == "access-key-0123456789"
 
 
-def test_a_wrong_secret_is_noticed(pair: KeyPair) -> None:
+def test_a_wrong_secret_fails_the_verification(pair: KeyPair) -> None:
     """Both ways of reading a token above do verify its signature."""
     with pytest.raises(jwt.InvalidSignatureError):
         claims(pair.token(), "another-secret-of-more-than-thirty-two-bytes")
 
 
-def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Clock) -> None:
+def test_a_token_is_reused_until_shortly_before_its_expiry(pair: KeyPair, clock: Clock) -> None:
     """A token is used for most of its lifetime, and never close to its expiry."""
     first = pair.token()
     clock.now = START + LIFE - MARGIN - 1
@@ -82,7 +82,7 @@ def test_a_token_is_kept_until_shortly_before_its_end(pair: KeyPair, clock: Cloc
 
 
 @given(st.lists(st.floats(-10_000, 10_000), max_size=20))
-def test_a_token_handed_out_is_good_now(steps: list[float]) -> None:
+def test_a_token_is_always_valid_when_returned(steps: list[float]) -> None:
     """However the clock moves, even backwards, a token is valid now and for some time."""
     clock = Clock()
     pair = KeyPair("access", SECRET, clock=clock)
@@ -127,13 +127,13 @@ def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float
 
 
 @pytest.mark.parametrize("skew", [-5.0, -1.0, 0.0, 5.0])
-def test_a_small_difference_is_the_networks(pair: KeyPair, clock: Clock, skew: float) -> None:
+def test_a_small_clock_difference_is_ignored(pair: KeyPair, clock: Clock, skew: float) -> None:
     """A difference of a few seconds counts as network latency and does not correct the clock."""
     pair.renew(pair.token(), server_time=clock.now + skew)
     assert claims(pair.token())["exp"] == int(START + LIFE)
 
 
-def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None:
+def test_a_clock_offset_is_dropped_once_the_clocks_agree(pair: KeyPair, clock: Clock) -> None:
     """An offset is dropped once the clocks agree."""
     pair.renew(pair.token(), server_time=clock.now + 7200)
     clock.now += 7200
@@ -142,20 +142,20 @@ def test_a_clock_put_right_is_trusted_again(pair: KeyPair, clock: Clock) -> None
 
 
 @pytest.mark.parametrize("length", range(1, 40, 6))
-def test_a_short_secret_is_no_reason_to_warn(length: int) -> None:
+def test_a_short_secret_causes_no_warning(length: int) -> None:
     """A short secret raises no warning. In these tests, a warning is an error."""
     pair = KeyPair("access", "s" * length)
     assert claims(pair.token(), "s" * length)["iss"] == "access"
 
 
-def test_keys_are_text_in_any_language() -> None:
+def test_keys_may_be_in_any_script() -> None:
     """Keys may contain letters of any script, and blanks around them are removed."""
     pair = KeyPair(" Schlüssel\n", "\tgeheimß ")
     assert claims(pair.token(), "geheimß")["iss"] == "Schlüssel"
 
 
 @pytest.mark.parametrize(("access", "secret"), [("", "s"), ("a", ""), (" ", "s"), ("a", "\n"), ("", "")])
-def test_half_a_pair_is_refused(access: str, secret: str) -> None:
+def test_half_a_key_pair_is_refused(access: str, secret: str) -> None:
     """An incomplete key pair raises an error at once, before any request."""
     with pytest.raises(ConfigurationError):
         KeyPair(access, secret)
@@ -182,14 +182,14 @@ def test_a_static_key_is_sent_unchanged() -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", "a b", "a\r\nX-Evil: 1", "schlüssel", "a\x00b", "a\tb"])
-def test_a_static_key_that_is_no_header_is_refused(key: str) -> None:
+def test_a_static_key_must_be_a_valid_header_value(key: str) -> None:
     """A key that is not a valid header value is refused, and the error does not repeat it."""
     with pytest.raises(ConfigurationError) as caught:
         StaticKey(key)
     assert not key.strip() or key not in str(caught.value)
 
 
-def test_tokens_follow_each_other(pair: KeyPair, clock: Clock) -> None:
+def test_successive_tokens_overlap(pair: KeyPair, clock: Clock) -> None:
     """Over a day each token is used for 25 minutes and overlaps the next."""
     ends = []
     for _ in range(24 * 60):

@@ -70,7 +70,7 @@ def drawn() -> dict[str, str]:
     return parents
 
 
-def test_the_tree_is_the_drawn_one() -> None:
+def test_the_tree_in_the_docstring_is_correct() -> None:
     """The docstring's tree shows each class under its base, and omits none."""
     real = {kind.__name__: kind.__mro__[1].__name__ for kind in CLASSES if kind is not KlingError}
     tree = drawn()
@@ -83,7 +83,7 @@ def test_the_tree_is_the_drawn_one() -> None:
 
 
 @pytest.mark.parametrize("line", [each for each in DOC.splitlines() if "(also a" in each])
-def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
+def test_second_base_classes_in_the_tree_are_correct(line: str) -> None:
     """Every second base class that the tree names is a base class."""
     name = re.findall(r"── (\w+)", line)[0]
     for other in re.findall(r"\(also an? (\w+)", line):
@@ -91,7 +91,7 @@ def test_what_is_also_something_else_is_drawn_so(line: str) -> None:
         assert issubclass(getattr(errors, name), parent)
 
 
-def test_the_drawn_codes_are_the_table() -> None:
+def test_codes_in_the_tree_match_the_table() -> None:
     """The codes in the tree are the codes that `refusal` maps to these classes."""
     listed = {}
     for line in DOC.splitlines():
@@ -101,7 +101,7 @@ def test_the_drawn_codes_are_the_table() -> None:
     assert {code: kind.__name__ for code, kind in CODES.items()} == listed
 
 
-def test_every_error_is_ours_and_listed() -> None:
+def test_every_error_is_a_kling_error_and_listed() -> None:
     """`except KlingError` catches every error, and `__all__` lists them all."""
     defined = {
         name
@@ -141,7 +141,7 @@ def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) ->
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_an_answer_without_a_code_is_judged_by_its_status(status: int) -> None:
+def test_a_response_without_a_code_is_judged_by_its_status(status: int) -> None:
     """A page with a 4xx status is a refusal. A status below 400 may be an incomplete response."""
     known = {401: AuthenticationError, 403: PermissionDenied, 404: NotFound, 429: RateLimited}
     usual = ServerError if status >= 500 else APIError if status >= 400 else ProtocolError
@@ -189,7 +189,7 @@ def make(kind: type[KlingError], message: str, task_id: str | None, external: st
 
 
 @given(message=texts, task_id=ids, external=ids)
-def test_errors_survive_a_process_border(message: str, task_id: str | None, external: str | None) -> None:
+def test_errors_survive_pickling_and_copying(message: str, task_id: str | None, external: str | None) -> None:
     """A pickled or copied error of any class has the same class, text and attributes."""
     for kind in CLASSES:
         error = make(kind, message, task_id, external)
@@ -219,7 +219,7 @@ def test_an_api_error_shows_what_support_asks_for() -> None:
     assert str(APIError("no")) == "no"
 
 
-def test_an_invalid_request_says_what_would_do() -> None:
+def test_an_invalid_request_names_field_value_and_limit() -> None:
     """The error has the field, the value and the limit as text and as attributes."""
     error = InvalidRequest("n", 12, "must be between 1 and 9", "make two requests")
     assert str(error) == "n must be between 1 and 9, got 12; make two requests"
@@ -228,7 +228,7 @@ def test_an_invalid_request_says_what_would_do() -> None:
     assert str(ImageError("image", "'nofile.jpg'", "no such file")) == "image: no such file: 'nofile.jpg'"
 
 
-def test_errors_are_caught_under_their_ordinary_names() -> None:
+def test_errors_are_also_built_in_exceptions() -> None:
     """Some errors are also subclasses of the matching built-in exceptions."""
     for kind, ordinary in (
         (InvalidRequest, ValueError),
@@ -239,7 +239,7 @@ def test_errors_are_caught_under_their_ordinary_names() -> None:
             raise make(kind, "x", None, None)
 
 
-def test_moderation_is_one_thing_early_and_late() -> None:
+def test_early_and_late_moderation_is_content_rejected() -> None:
     """A refusal of the create and a later moderation are both `ContentRejected`."""
     assert issubclass(PolicyRefusal, ContentRejected)
     assert issubclass(TaskModerated, ContentRejected)
@@ -247,13 +247,13 @@ def test_moderation_is_one_thing_early_and_late() -> None:
     assert not issubclass(TaskModerated, APIError)
 
 
-def test_only_what_may_pass_is_retryable() -> None:
+def test_only_temporary_errors_are_retryable() -> None:
     """Only temporary errors are retryable, and no error of a task that was paid for is."""
     hopeful = {kind for kind in CLASSES if kind.retryable}
     assert hopeful == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
 
 
-def test_a_cause_and_a_note_are_shown_with_the_error() -> None:
+def test_copies_of_an_error_keep_its_notes() -> None:
     """Copies of an error keep its notes."""
     error = KlingError("x")
     error.add_note("while resuming")

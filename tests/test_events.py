@@ -41,7 +41,7 @@ def stats_of(*events: Event) -> Stats:
     return numbers(collector)
 
 
-def test_in_the_beginning_there_is_nothing() -> None:
+def test_counts_start_at_zero() -> None:
     """Without events all counts are zero, except those that are passed in, and there are no quantiles."""
     stats = stats_of()
     assert (stats.waiting, stats.running, stats.units_due) == (1, 2, 3)
@@ -74,7 +74,7 @@ def test_each_event_counts_once_and_in_one_place(chosen: list[int]) -> None:
     assert stats.units_billed == (8 if 4 in chosen else 0)  # all events are of one task
 
 
-def test_errors_are_those_of_calls() -> None:
+def test_errors_of_calls_are_counted_by_class() -> None:
     """Errors of calls are counted by class, and a job or a retry that results adds no second error."""
     stats = stats_of(
         Event(EventKind.RETRY, error=RateLimited()),
@@ -88,7 +88,7 @@ def test_errors_are_those_of_calls() -> None:
 
 
 @pytest.mark.parametrize(("words", "units"), [("8", 8), ("0.5", Decimal("0.5")), ("much", 0), (None, 0)])
-def test_what_was_billed_is_what_the_service_says(words: str | None, units: Decimal) -> None:
+def test_billed_units_are_those_of_the_service(words: str | None, units: Decimal) -> None:
     """Billed units are the service's exact value, and a value that is not a number counts as zero."""
     assert (
         stats_of(Event(EventKind.ENDED, task=Task("1", "succeed", final_unit_deduction=words))).units_billed
@@ -114,7 +114,7 @@ def test_quantiles_are_values_in_order(values: list[float]) -> None:
     assert stats.latency.highest == max(values) / 2
 
 
-def test_only_the_newest_are_remembered() -> None:
+def test_only_the_newest_durations_are_kept() -> None:
     """Only the newest durations are kept, so memory is bounded."""
     collector = StatsCollector()
     for seconds in [1e6] + [float(index) for index in range(WINDOW)]:
@@ -205,7 +205,7 @@ async def test_a_line_names_job_route_attempt_and_wait(caplog: pytest.LogCapture
 
 
 @virtual_time
-async def test_a_storm_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_burst_of_events_is_one_line_a_second(caplog: pytest.LogCaptureFixture) -> None:
     """The first event is logged at once. Those of the next second follow in one line with every id."""
     log = EventLog()
     for number in range(30):
@@ -222,7 +222,7 @@ async def test_a_storm_is_one_line_a_second(caplog: pytest.LogCaptureFixture) ->
 
 
 @virtual_time
-async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_number_of_held_events_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """The number of events held back is bounded, and further events are only counted."""
     log = EventLog()
     for number in range(MAX_HELD + 50):
@@ -235,7 +235,7 @@ async def test_what_is_held_back_is_bounded(caplog: pytest.LogCaptureFixture) ->
 
 
 @virtual_time
-async def test_kinds_do_not_hold_back_each_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_kind_of_event_is_limited_separately(caplog: pytest.LogCaptureFixture) -> None:
     """Each kind and route is limited separately, and closing the client writes the lines held back."""
     log = EventLog()
     for route in ("read", "create", "list", "download"):
@@ -248,7 +248,7 @@ async def test_kinds_do_not_hold_back_each_other(caplog: pytest.LogCaptureFixtur
 
 
 @virtual_time
-async def test_lines_that_no_handler_wants_are_not_made(caplog: pytest.LogCaptureFixture) -> None:
+async def test_nothing_is_formatted_for_a_disabled_level(caplog: pytest.LogCaptureFixture) -> None:
     """If a level is off, neither a text nor a timer is made."""
     caplog.set_level(logging.ERROR, "kling_expand")
     log = EventLog()

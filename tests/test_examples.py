@@ -43,7 +43,7 @@ def promised(example: Path) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
+def test_an_example_prints_its_closing_comment(example: Path, tmp_path: Path) -> None:
     """An example exits with 0, prints its closing comment, leaves no file behind, and logs only retries."""
     keyless = {name: value for name, value in os.environ.items() if not name.startswith("KLING")}
     command = [sys.executable, "-W", "error", str(example)]
@@ -66,7 +66,7 @@ def test_it_prints_what_it_shows(example: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_it_is_one_short_lesson(example: Path) -> None:
+def test_an_example_is_one_short_lesson(example: Path) -> None:
     """An example begins with a declarative sentence and has 15 to 60 lines, except the complete service."""
     text = example.read_text(encoding="utf-8")
     code, _, _ = text.partition("\n# Output:\n")

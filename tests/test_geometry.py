@@ -97,7 +97,7 @@ def test_an_aspect_is_reached_exactly_or_refused(
 
 
 @given(SIDE, SIDE, st.floats(0.1, 10), AREA)
-def test_what_a_refused_aspect_suggests_works(
+def test_suggestions_of_a_refused_aspect_are_accepted(
     width: int, height: int, aspect: float, area: float | None
 ) -> None:
     """Every area and every aspect that an error suggests is accepted."""
@@ -121,7 +121,7 @@ def test_what_a_refused_aspect_suggests_works(
 
 
 @given(SIDE, SIDE, ASPECT, st.floats(1, 3), ANCHOR)
-def test_an_anchor_says_where_the_original_lies(
+def test_an_anchor_sets_the_position_of_the_original(
     width: int, height: int, aspect: float, area: float, anchor: Anchor
 ) -> None:
     """Anchored edges stay in place; an axis without an anchor grows equally on both sides."""
@@ -138,7 +138,7 @@ def test_an_anchor_says_where_the_original_lies(
     assert {"top", "bottom"} & set(words) or ratios.up == ratios.down
 
 
-def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
+def test_an_aspect_expands_only_one_axis() -> None:
     """A square grows only sideways for 16:9, and only vertically for 9:16."""
     wide = ToAspect("16:9").ratios(900, 900)
     assert math.isclose(7 / 18, wide.left)
@@ -149,7 +149,7 @@ def test_the_least_expansion_to_a_wider_and_a_higher_shape() -> None:
 
 
 @given(st.integers(300, 3000), st.integers(300, 3000), ANCHOR)
-def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, anchor: Anchor) -> None:
+def test_a_photo_that_already_has_the_aspect_is_refused(width: int, height: int, anchor: Anchor) -> None:
     """A photo that has the aspect to within half a pixel raises an error with advice."""
     error = refused(lambda: ToAspect((width, height), anchor=anchor).ratios(width, height))
     assert "must differ" in error.limit
@@ -157,7 +157,7 @@ def test_a_photo_that_has_the_aspect_is_not_paid_for(width: int, height: int, an
     assert "must differ" in refused(lambda: ToAspect("1:1", area=1).ratios(500, 500)).limit
 
 
-def test_too_small_an_area_names_the_numbers() -> None:
+def test_an_area_too_small_for_the_aspect_names_the_least() -> None:
     """An area of 1.2 is too small for a square to become 16:9, and the error names 1.7778."""
     error = refused(lambda: ToAspect("16:9", area=1.2).ratios(100, 100))
     assert (
@@ -168,7 +168,7 @@ def test_too_small_an_area_names_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])
-def test_an_area_beyond_the_rules_is_refused_when_made(area: float) -> None:
+def test_an_impossible_area_is_refused_at_construction(area: float) -> None:
     """An area that no request can have is refused at construction."""
     assert refused(lambda: ToAspect("16:9", area=area)).field == "area"
 
@@ -210,7 +210,7 @@ def test_an_aspect_may_be_written_in_many_ways(aspect: str | float | tuple[float
         pytest.param(10**400, id="huge"),
     ],
 )
-def test_what_is_no_aspect_is_refused(aspect: str) -> None:
+def test_an_invalid_aspect_is_refused(aspect: str) -> None:
     """The error names any other value, with examples of valid ones."""
     error = refused(lambda: ToAspect(aspect))
     assert error.field == "aspect"
@@ -259,7 +259,7 @@ PIXELS = st.integers(0, 3000)
 
 
 @given(SIZE, st.tuples(PIXELS, PIXELS, PIXELS, PIXELS))
-def test_padding_adds_exactly_these_pixels_or_is_refused(
+def test_padding_adds_exactly_the_given_pixels_or_is_refused(
     size: tuple[int, int], sides: tuple[int, int, int, int]
 ) -> None:
     """Each margin of the canvas is exactly the requested padding."""
@@ -334,7 +334,7 @@ def test_every_direction_stays_within_the_rules(words: list[str], ratio: float, 
         assert not towards.needs_size
 
 
-def test_the_words_of_the_wire_are_kept() -> None:
+def test_directions_are_normalized() -> None:
     """The direction is normalized, the ratio is a float, and `all` replaces other words."""
     assert (Towards(" Top, left,top").direction, Towards("top").ratio) == ("left,top", 1.5)
     assert Towards("left,all").direction == "all"
@@ -349,7 +349,7 @@ def test_an_unknown_direction_is_refused_with_the_known_ones(direction: str) -> 
 
 
 @pytest.mark.parametrize("ratio", [1, 0.5, 0, -1, 3.0001, math.nan, math.inf, True, "2", None])
-def test_a_ratio_must_lengthen(ratio: float) -> None:
+def test_a_direction_ratio_is_above_1_and_at_most_3(ratio: float) -> None:
     """A ratio must be above 1, and at most 3 because of the limit on the area."""
     assert refused(lambda: Towards("left", ratio)).field == "ratio"
 
@@ -363,7 +363,7 @@ def test_the_documented_examples_are_possible() -> None:
 # The vendor's helper
 
 
-def test_the_vendors_example() -> None:
+def test_the_helper_reproduces_the_vendors_example() -> None:
     """The vendor's example gives exactly the documented string."""
     assert calculate_expansion_ratios(100, 100, 3, 16 / 9) == "0.1495,0.1495,0.6547,0.6547"
 
@@ -427,7 +427,7 @@ def test_ratios_are_exactly_those_within_the_rules(up: float, down: float, left:
 
 
 @given(FRACTION, FRACTION, FRACTION, FRACTION)
-def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
+def test_the_factor_in_the_error_is_the_greatest_valid_one(
     up: float, down: float, left: float, right: float
 ) -> None:
     """The factor in the error makes the ratios fit, and uses nearly all of the allowed area."""
@@ -442,7 +442,7 @@ def test_the_factor_named_for_too_large_an_area_works_and_is_the_greatest(
     "value",
     [-0.1, 2.0001, math.nan, math.inf, -math.inf, True, "1", None, pytest.param(10**400, id="huge"), 1j, [1]],
 )
-def test_no_side_takes_what_is_not_a_number_from_0_to_2(side: str, value: float) -> None:
+def test_a_side_must_be_a_number_from_0_to_2(side: str, value: float) -> None:
     """An invalid side is refused by name."""
     assert side == refused(lambda: Ratios(**{side: value})).field
 
@@ -466,13 +466,13 @@ def test_ratios_are_the_same_for_every_photo() -> None:
     assert ratios.ratios() == ratios.ratios(640, 480) == ratios
 
 
-def test_nothing_added_is_refused() -> None:
+def test_ratios_that_add_nothing_are_refused() -> None:
     """Ratios that add nothing are refused, because the task would be paid for."""
     for attempt in (Ratios, lambda: Ratios(0, 0, 0, 0), lambda: Ratios(up=1e-300)):
         assert "must add something" in str(refused(attempt))
 
 
-def test_the_vendors_rounding_is_let_pass() -> None:
+def test_the_vendors_rounding_is_accepted() -> None:
     """An area of 3.00008 is accepted, because the vendor's helper rounds to it."""
     up, down, left, right = map(float, calculate_expansion_ratios(100, 100, 3, 3 / 2).split(","))
     assert Ratios(up, down, left, right).area > MAX_AREA
@@ -500,7 +500,7 @@ def test_the_original_stays_whole_and_inside_its_canvas(
 
 
 @given(FOUR, st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE))
-def test_the_box_follows_into_a_result_of_any_size(
+def test_the_box_scales_to_a_result_of_any_size(
     sides: tuple[float, float, float, float], size: tuple[int, int], result: tuple[int, int]
 ) -> None:
     """Each edge of the scaled box is inside the result and within half a pixel of the exact edge."""
@@ -626,7 +626,7 @@ def test_a_portrait_becomes_a_landscape_in_two_passes() -> None:
 
 
 @pytest.mark.parametrize("geometry", [ToSize(4000, 4000), Padding(left=1500, up=2000)])
-def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
+def test_a_canvas_that_is_too_large_suggests_passes(geometry: Geometry) -> None:
     """The error for a canvas that is too large names the sizes that fit and the number of passes needed."""
     assert refused(lambda: geometry.ratios(*PORTRAIT)).advice.endswith(PASSES_ADVICE.format(2))
     assert len(plan(*PORTRAIT, geometry)) == 2
@@ -642,7 +642,7 @@ def test_a_size_and_a_padding_say_that_passes_help(geometry: Geometry) -> None:
         (ToSize(100, 4000), 2),  # nothing is cut off
     ],
 )
-def test_what_passes_cannot_reach_is_refused(geometry: Geometry, passes: int) -> None:
+def test_a_geometry_that_passes_cannot_reach_is_refused(geometry: Geometry, passes: int) -> None:
     """Too few passes, a given area, and a canvas that is no larger raise the same error as one pass."""
     error = refused(lambda: plan(*PORTRAIT, geometry, passes))
     assert str(error) == str(refused(lambda: geometry.ratios(*PORTRAIT)))

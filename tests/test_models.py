@@ -36,7 +36,7 @@ RIGHT = Ratios(right=0.5)
 # ------------------------------------------------------------------ the order of statuses
 
 
-def test_the_order_is_strict() -> None:
+def test_the_order_of_statuses_is_strict() -> None:
     """The order of statuses is irreflexive, asymmetric and transitive."""
     for one, two in product(Status, Status):
         assert not (two in NEXT[one] and one in NEXT[two])
@@ -75,7 +75,7 @@ def test_documented_statuses_are_known(word: str, status: Status) -> None:
 
 
 @given(st.text())
-def test_any_other_word_is_unknown(word: str) -> None:
+def test_an_undocumented_status_is_unknown(word: str) -> None:
     """Any other word is an unknown status, which is not final."""
     if word.strip().lower() not in {"submitted", "processing", "succeed", "succeeded", "failed"}:
         assert Task("1", word).status is Status.UNKNOWN
@@ -102,7 +102,7 @@ def test_any_other_word_is_unknown(word: str) -> None:
         ("9" * 13, None),
     ],
 )
-def test_units_are_a_number_or_unknown(said: str | None, units: Decimal | None) -> None:
+def test_units_are_a_finite_number_or_none(said: str | None, units: Decimal | None) -> None:
     """Units that are no finite number are None, so that units can be summed."""
     assert Task("1", "succeed", final_unit_deduction=said).units == units
 
@@ -127,7 +127,7 @@ BAD += [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_bad_request_is_refused_when_made(name: str, value: Any) -> None:
+def test_a_bad_request_is_refused_at_construction(name: str, value: Any) -> None:
     """A bad request raises an error at construction that names the field."""
     with pytest.raises(InvalidRequest) as caught:
         ExpandRequest("dog.png", RIGHT, **{name: value})
@@ -147,12 +147,12 @@ GOOD += [("callback_url", "http://x"), ("callback_url", "https://x/y?z"), ("wate
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD)
-def test_a_good_request_is_kept_as_it_is(name: str, value: Any) -> None:
+def test_values_of_a_valid_request_are_not_changed(name: str, value: Any) -> None:
     """Values are neither trimmed nor changed."""
     assert getattr(ExpandRequest("dog.png", RIGHT, **{name: value}), name) == value
 
 
-def test_values_do_not_change() -> None:
+def test_requests_and_tasks_can_be_hashed_copied_and_pickled() -> None:
     """Requests and tasks can be compared, hashed, copied and pickled."""
     request, task = ExpandRequest("dog.png", RIGHT), Task("1", "succeed", images=(Image(0, "u"),))
     value: Any
@@ -184,7 +184,7 @@ def test_a_photo_has_a_short_name(source: Any, name: str) -> None:
     assert f"image={name}" in repr(ExpandRequest(source, RIGHT))
 
 
-def test_a_photo_in_text_is_not_shown() -> None:
+def test_the_content_of_a_data_uri_is_not_shown() -> None:
     """The name of a `data:` URI is only its beginning."""
     assert len(source_name("data:image/png;base64," + "A" * 10_000)) < 40
 
@@ -192,7 +192,7 @@ def test_a_photo_in_text_is_not_shown() -> None:
 # ------------------------------------------------------------------ fields are declared once
 
 
-def test_the_typed_fields_are_those_of_the_request() -> None:
+def test_typed_fields_match_the_fields_of_the_request() -> None:
     """The typed keyword arguments have the names, types and order of the fields of a request."""
     declared = {each.name: each.type for each in fields(ExpandRequest)[2:]}
     assert list(declared.items()) == list(get_type_hints(RequestFields).items())
@@ -207,7 +207,7 @@ def test_no_two_fields_share_a_name() -> None:
 
 
 @pytest.mark.parametrize("each", request_fields(), ids=lambda each: each.name)
-def test_every_field_is_declared_whole(each: RequestField) -> None:
+def test_every_field_has_a_help_text_and_a_column(each: RequestField) -> None:
     """Every field has a help text and a manifest column."""
     assert each.help.endswith(".")
     assert each.column is not None
@@ -228,14 +228,14 @@ def test_every_field_is_declared_whole(each: RequestField) -> None:
         ("key", "dog-1", "dog-1"),
     ],
 )
-def test_text_is_read_by_the_kind_of_the_field(name: str, text: str, value: object) -> None:
+def test_text_is_converted_to_the_type_of_the_field(name: str, text: str, value: object) -> None:
     """Text from the command line or a manifest is converted to the field's type."""
     assert named(name).parse(text) == value
     assert type(named(name).parse(text)) is type(value)
 
 
 @pytest.mark.parametrize(("name", "text"), [("n", "two"), ("n", "1.5"), ("n", ""), ("watermark", "maybe")])
-def test_text_of_another_kind_is_refused_by_the_name_of_the_field(name: str, text: str) -> None:
+def test_text_that_cannot_be_converted_names_its_field(name: str, text: str) -> None:
     """The message for text that cannot be converted names the field and the text."""
     with pytest.raises(InvalidRequest) as caught:
         named(name).parse(text)
@@ -268,7 +268,7 @@ def test_the_editing_dialect_sends_the_ratios_of_this_photo(geometry: Geometry) 
 
 
 @pytest.mark.parametrize("geometry", [RIGHT, Towards("left,right")])
-def test_a_photo_at_a_url_needs_a_geometry_without_size(geometry: Geometry) -> None:
+def test_a_photo_at_a_url_needs_a_geometry_without_a_size(geometry: Geometry) -> None:
     """The size of a photo at a URL is unknown, so a geometry that needs it is refused."""
     found = resolve_geometry(ExpandRequest("https://a.example", geometry), Dialect.EDITING, None)
     assert found == geometry.ratios(1, 1)

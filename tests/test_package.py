@@ -158,7 +158,7 @@ def test_the_emulator_is_independent_of_the_sdk() -> None:
 
 
 @pytest.mark.parametrize("world", sorted(WORLDS))
-def test_one_outside_world_per_file(world: str) -> None:
+def test_each_io_library_is_imported_only_by_listed_files(world: str) -> None:
     """Each library for I/O or serialization is imported only by the files that the table names."""
     users = [
         dotted(path).removeprefix("kling_expand.")
@@ -168,7 +168,7 @@ def test_one_outside_world_per_file(world: str) -> None:
     assert [user for user in users if not user.startswith(WORLDS[world] or "-")] == []
 
 
-def test_only_two_files_speak_http() -> None:
+def test_only_two_files_use_the_http_client() -> None:
     """Only `session` and `downloads` use aiohttp's client; other files use its names only in annotations."""
     for path in FILES:
         if part(path) in {"downloads", "emulator", "contrib"} or dotted(path) == "kling_expand.api.session":
@@ -215,7 +215,7 @@ def test_no_default_argument_is_the_environment() -> None:
     assert [ast.unparse(each) for each in defaults if "environ" in ast.unparse(each)] == []
 
 
-def test_only_the_shell_prints() -> None:
+def test_only_the_command_line_prints() -> None:
     """Only the command line prints, while the library returns values and raises errors."""
     talkers = {
         part(path)
@@ -228,7 +228,7 @@ def test_only_the_shell_prints() -> None:
     assert talkers <= {"cli", "__main__", "emulator"}
 
 
-def test_time_and_chance_are_arguments() -> None:
+def test_clocks_and_random_generators_are_arguments() -> None:
     """No module calls the wall clock or the global random generator, except as a default argument."""
     calls = {"time.time", "datetime.now", "random.random", "random.uniform", "random.choice"}
     offenders = [
@@ -354,7 +354,7 @@ def test_the_pytest_fixtures_name_one_extra_for_all_they_need() -> None:
     assert "kling-expand[testing]" in found["kling_expand.testing"]
 
 
-def test_the_front_door_brings_no_framework() -> None:
+def test_importing_the_package_loads_no_framework() -> None:
     """`import kling_expand` loads no server, no imaging library, no command line and no test tool."""
     heavy = ["aiohttp.web", "numpy", "PIL", "click", "rich", "pytest", "sqlite3", "starlette", "fastapi"]
     heavy += ["kling_expand.emulator", "kling_expand.testing", "kling_expand.cli"]
@@ -369,7 +369,7 @@ def test_the_front_door_brings_no_framework() -> None:
     assert process.stdout == "[]\n"
 
 
-def test_all_is_all_that_is_public() -> None:
+def test_all_lists_every_public_name() -> None:
     """Each public name is listed once and exists, and type checkers see the same names."""
     listed = PUBLIC
     assert len(listed) == len(set(listed))
@@ -500,7 +500,7 @@ def test_the_median_function_is_a_few_lines() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=dotted)
-def test_nothing_is_put_off(path: Path) -> None:
+def test_no_file_has_a_todo_or_an_unexplained_exclusion(path: Path) -> None:
     """No file has a TODO, a line excluded from coverage, or an ignored type without a reason."""
     text = path.read_text()
     assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b|pragma: no (?:cover|branch)", text) == []
@@ -535,6 +535,6 @@ def test_nothing_else_is_imported_by_the_core() -> None:
             assert not named & extras, dotted(path)
 
 
-def test_it_is_typed_for_others() -> None:
+def test_the_package_has_a_py_typed_marker() -> None:
     """The marker file for type checkers exists."""
     assert (PACKAGE / "py.typed").exists()

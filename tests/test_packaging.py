@@ -57,7 +57,7 @@ def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
+def test_the_wheel_contains_the_whole_package(wheel: Path) -> None:
     """The wheel contains every file of the package, including templates and the console, and nothing else."""
     with zipfile.ZipFile(wheel) as zipped:
         names = {name for name in zipped.namelist() if ".dist-info/" not in name}
@@ -67,7 +67,7 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
     assert "kling_expand/py.typed" in names
 
 
-def test_the_archive_holds_what_the_tests_need(archive: Path) -> None:
+def test_the_archive_contains_what_the_tests_need(archive: Path) -> None:
     """The archive contains tests, examples and photos, and no file that git ignores."""
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
@@ -82,7 +82,7 @@ def test_the_archive_holds_what_the_tests_need(archive: Path) -> None:
     assert [name for name in names if re.search(r"(^|/)(\.venv|out|dist|__pycache__)/", name)] == []
 
 
-def test_the_readme_needs_no_file_beside_it(wheel: Path) -> None:
+def test_the_packaged_readme_links_to_no_local_file(wheel: Path) -> None:
     """On a package index, no picture and no link of the README refers to a file of the repository."""
     with zipfile.ZipFile(wheel) as zipped:
         (name,) = [name for name in zipped.namelist() if name.endswith("METADATA")]
@@ -146,7 +146,7 @@ def test_no_posix_system_is_needed(tmp_path: Path) -> None:
         assert "coffee-0" in ran.stdout
 
 
-def test_the_wheel_works_where_only_it_is_installed(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     """Installed elsewhere, the package, the emulator and the command line work without the repository."""
     target = tmp_path / "site"
     with zipfile.ZipFile(wheel) as zipped:

@@ -86,7 +86,7 @@ async def first_pass(kling: KlingClient, **fields: Any) -> None:
         await (await anext(futures))
 
 
-async def test_a_chain_goes_on_from_its_journal_without_its_photo(tmp_path: Path) -> None:
+async def test_passes_resume_from_the_journal_without_the_photo(tmp_path: Path) -> None:
     """The journal has all that later passes need, wherever the run was stopped."""
     async with emulated() as emulator:
         async with client(emulator, journal=tmp_path / "run.db") as kling:
@@ -126,7 +126,7 @@ async def test_the_budget_counts_all_passes_beforehand(tmp_path: Path) -> None:
             await kling.expand(PHOTO, Ratios(right=0.5))  # the failed passes have released their units
 
 
-async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: Path) -> None:
+async def test_a_file_is_read_once_and_the_last_task_has_the_given_id(tmp_path: Path) -> None:
     """An open file is enough for all passes, and an external id becomes the id of the last task."""
     path = tmp_path / "photo.png"
     path.write_bytes(PHOTO)
@@ -138,7 +138,7 @@ async def test_a_file_is_read_once_and_the_ids_are_those_of_the_last(tmp_path: P
         assert result.earlier.external_task_id != "mine"
 
 
-async def test_what_passes_cannot_do_is_said_before_anything_is_paid() -> None:
+async def test_invalid_passes_raise_before_any_task_is_created() -> None:
     """Too few passes, an invalid number and a photo at a URL raise an error before any task is created."""
     async with emulated() as emulator, client(emulator) as kling:
         with pytest.raises(GeometryError, match="use passes=2"):

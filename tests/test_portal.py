@@ -47,7 +47,7 @@ async def interrupt(ended: threading.Event, begun: threading.Event | None = None
         ended.set()
 
 
-def test_work_runs_elsewhere_and_comes_back(thread: LoopThread) -> None:
+def test_run_returns_values_and_raises_errors(thread: LoopThread) -> None:
     """Values and errors arrive in the thread that called `run`."""
 
     async def where() -> int:
@@ -61,7 +61,7 @@ def test_work_runs_elsewhere_and_comes_back(thread: LoopThread) -> None:
         thread.run(fail())
 
 
-def test_starting_twice_is_starting_once(thread: LoopThread) -> None:
+def test_starting_again_keeps_the_same_loop(thread: LoopThread) -> None:
     """Starting the thread again keeps the same loop."""
 
     async def loop() -> asyncio.AbstractEventLoop:
@@ -97,7 +97,7 @@ def test_an_interrupted_iteration_is_closed(thread: LoopThread) -> None:
     assert ended.is_set()
 
 
-def test_stopping_ends_what_others_wait_for() -> None:
+def test_stopping_ends_the_waits_of_other_threads() -> None:
     """A wait in another thread raises `ClientClosed`, and its work is cancelled."""
     thread, ended, begun = LoopThread(), threading.Event(), threading.Event()
     thread.start()
@@ -110,7 +110,7 @@ def test_stopping_ends_what_others_wait_for() -> None:
     assert ended.is_set()
 
 
-def test_what_is_not_running_says_so() -> None:
+def test_work_that_cannot_run_raises_client_closed() -> None:
     """Before the start, after the end and within the loop, work raises `ClientClosed` instead of waiting."""
     thread = LoopThread()
     thread.stop()
@@ -128,7 +128,7 @@ def test_what_is_not_running_says_so() -> None:
         thread.run(asyncio.sleep(0))
 
 
-def test_items_come_one_by_one(thread: LoopThread) -> None:
+def test_items_arrive_in_order(thread: LoopThread) -> None:
     """All items arrive in order, and the source is closed at its end."""
     closed: list[int] = []
     assert list(thread.iterate(counting(closed))) == [1, 2, 3]
@@ -144,7 +144,7 @@ def test_leaving_early_closes_the_source(thread: LoopThread) -> None:
     assert closed == [1]
 
 
-def test_an_iteration_may_outlive_the_loop() -> None:
+def test_stop_closes_an_open_iteration() -> None:
     """`stop` closes an iteration that was left open, and the next step raises `ClientClosed`."""
     closed: list[int] = []
     thread = LoopThread()

@@ -71,7 +71,7 @@ def _table(title: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-def test_the_configuration_table_is_whole_and_true() -> None:
+def test_the_configuration_table_is_complete_and_correct() -> None:
     """The table has every argument of a client, every environment variable and the correct defaults."""
     rows = _table("Configuration")
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
@@ -93,7 +93,7 @@ def test_the_configuration_table_is_whole_and_true() -> None:
         assert variable in section, variable
 
 
-def test_the_two_first_commands_are_one_line_each() -> None:
+def test_the_first_two_commands_are_one_line_each() -> None:
     """The first block expands a photo and the second runs the tests, each with its set-up."""
     first, second = [body.strip() for kind, body in BLOCKS if kind == "sh"][:2]
     assert [first.count("\n"), second.count("\n")] == [0, 0]

@@ -102,7 +102,7 @@ def test_a_dictionary_has_only_json_types(value: Serializable) -> None:
     assert not any(name.startswith("_") for name in found)
 
 
-def test_a_result_shows_what_a_service_needs() -> None:
+def test_a_result_has_its_ids_urls_files_and_request() -> None:
     """A result's dictionary has the ids, the URLs, the files and the request."""
     found = RESULT.to_dict()
     assert (found["task_id"], found["external_task_id"], found["files"]) == ("1", "mine", ["out/dog-0.png"])
@@ -114,7 +114,7 @@ def test_a_result_shows_what_a_service_needs() -> None:
     assert STATS.to_dict()["duration"] == {"median": 12.0, "p95": 20.0, "highest": None}
 
 
-def test_an_error_shows_its_class_and_its_facts() -> None:
+def test_an_error_has_its_class_text_and_attributes() -> None:
     """The error of an outcome is written with its class, its text and its public attributes."""
     error = FAILED.to_dict()["error"]
     assert (error["type"], error["message"], error["task_id"]) == ("TaskFailed", "no", "2")
@@ -123,7 +123,7 @@ def test_an_error_shows_its_class_and_its_facts() -> None:
     assert BAD.to_dict()["request"] is None
 
 
-def test_no_picture_and_no_photo_gets_into_json() -> None:
+def test_no_image_data_is_in_json() -> None:
     """A photo is represented by its name, whatever its source is."""
     for source in (b"secret" * 100, bytearray(b"secret"), memoryview(b"secret"), io.BytesIO(b"secret")):
         text = json.dumps(Outcome(0, ExpandRequest(source, Ratios(up=0.5))).to_dict())
@@ -138,14 +138,14 @@ anything = st.recursive(
 
 
 @given(anything)
-def test_anything_becomes_json(value: Any) -> None:
+def test_any_built_in_value_becomes_json(value: Any) -> None:
     """No value of Python's built-in types makes `json.dumps` fail, and JSON types stay as they are."""
     found = to_json(value)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert to_json(found) == found
 
 
-def test_words_and_numbers_become_plain_ones() -> None:
+def test_enums_and_decimals_become_plain_values() -> None:
     """Enums become their values, and whole decimals become integers."""
     assert type(to_json(Status.SUCCEED)) is str
     assert to_json([Decimal(8), Decimal("8.5"), float("nan")]) == [8, 8.5, None]
@@ -184,7 +184,7 @@ async def test_fastapi_returns_a_value(value: Serializable, *, annotated: bool) 
     assert jsonable_encoder({"value": value}) == {"value": value.to_dict()}
 
 
-def test_pydantic_takes_a_value_as_a_field() -> None:
+def test_pydantic_accepts_a_value_as_a_field() -> None:
     """A model may have a field of such a class, which is validated and serialized like `to_dict`."""
 
     class Order(BaseModel):
@@ -208,7 +208,7 @@ def pickled(value: Any) -> Any:
 
 @each_value
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
-def test_a_copy_says_the_same(value: Serializable, copied: Callable[[Any], Any]) -> None:
+def test_a_copy_has_the_same_class_and_content(value: Serializable, copied: Callable[[Any], Any]) -> None:
     """A copy, a deep copy and a pickled copy have the same class and the same content."""
     other = copied(value)
     assert type(other) is type(value)
@@ -235,7 +235,7 @@ async def test_a_pickled_result_says_that_it_has_no_client(tmp_path: Path) -> No
             await call()
 
 
-def test_a_photo_that_cannot_be_pickled_does_not_keep_a_result(tmp_path: Path) -> None:
+def test_a_result_with_an_unpicklable_photo_can_be_pickled(tmp_path: Path) -> None:
     """An open file becomes its path, a view becomes bytes, and a file without a path is dropped."""
     path = tmp_path / "dog.png"
     path.write_bytes(b"png")

@@ -25,14 +25,14 @@ def test_a_key_names_each_shape() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
-def test_every_set_can_be_asked_for(name: str) -> None:
+def test_every_shape_of_every_set_can_be_requested(name: str) -> None:
     """Each shape of each set is an aspect that a square photo reaches within three times its area."""
     for request in shapes(COFFEE, name):
         assert isinstance(request.geometry, ToAspect)
         assert request.geometry.aspect == 1 or request.geometry.ratios(1000, 1000).area <= 3
 
 
-def test_what_is_no_shape_is_named() -> None:
+def test_an_invalid_shape_is_named() -> None:
     """A misspelt set raises an error that names the nearest. Wrong aspects and external ids are refused."""
     with pytest.raises(InvalidRequest, match=r"shape must be .*got 'instagramm'; did you mean instagram\?"):
         shapes(COFFEE, ["instagramm"])
@@ -42,7 +42,7 @@ def test_what_is_no_shape_is_named() -> None:
         shapes(COFFEE, ["1:1"], external_task_id="mine")
 
 
-async def test_shapes_are_given_to_map() -> None:
+async def test_map_accepts_shapes() -> None:
     """All shapes of a photo run at the same time, and each is paid for."""
     async with (
         Emulator(engine="flat", queue_seconds=0, work_seconds=0) as emulator,

@@ -35,7 +35,7 @@ async def test_sleeping_takes_no_time() -> None:
 
 
 @virtual_time
-async def test_time_passes_in_order() -> None:
+async def test_sleepers_wake_in_order() -> None:
     """Many sleepers wake in the order of their times."""
     woken = []
 
@@ -59,7 +59,7 @@ async def test_no_time_passes_while_a_thread_works() -> None:
 
 
 @virtual_time
-async def test_no_time_passes_while_loopback_talks() -> None:
+async def test_no_time_passes_while_loopback_sockets_transfer() -> None:
     """A megabyte crosses a socket in no virtual time."""
     async with loopback(task()) as server:
         reader, writer = await asyncio.open_connection(*server.url.removeprefix("http://").split(":"))
@@ -71,7 +71,7 @@ async def test_no_time_passes_while_loopback_talks() -> None:
         assert len(server.requests[0].body) == 1_000_000
 
 
-def test_each_run_begins_anew() -> None:
+def test_each_run_has_its_own_time() -> None:
     """Each run has its own time, and returns or raises the result of its coroutine."""
 
     async def main() -> float:
@@ -87,7 +87,7 @@ def test_each_run_begins_anew() -> None:
         run(broken())
 
 
-def test_a_loop_that_has_worked_closes() -> None:
+def test_closing_the_loop_waits_for_its_threads() -> None:
     """Closing the loop waits for its threads in real time."""
     done = []
 
@@ -100,7 +100,7 @@ def test_a_loop_that_has_worked_closes() -> None:
 
 
 @virtual_time
-async def test_the_wall_clock_is_the_loops() -> None:
+async def test_the_wall_clock_follows_the_loop() -> None:
     """Tokens, dates and timers agree on a date of this century."""
     assert loop_clock() == pytest.approx(EPOCH)
     await asyncio.sleep(3600)
@@ -117,7 +117,7 @@ async def test_fixtures_and_parameters_reach_a_test(given: str, tmp_path: Path) 
 
 
 @virtual_time
-async def test_an_hour_of_work_is_waited_for_at_once() -> None:
+async def test_a_task_of_an_hour_ends_at_once() -> None:
     """A task that takes an hour ends at once, because emulator and client share one clock."""
     async with emulated(work_seconds=3600) as (emulator, kling):
         future = kling.submit(PHOTO, Ratios(right=0.5))
@@ -128,7 +128,7 @@ async def test_an_hour_of_work_is_waited_for_at_once() -> None:
 
 
 @virtual_time
-async def test_both_sides_take_options() -> None:
+async def test_emulator_and_client_accept_settings() -> None:
     """`emulated` takes settings of the emulator and of the client."""
     client: dict[str, Any] = {"max_in_flight": 3, "dialect": "direction"}
     async with emulated(client, slots=3, seed=5) as (emulator, kling):
@@ -144,7 +144,7 @@ async def test_the_fixtures_are_a_client_and_its_emulator(
     assert result.task_id in kling_emulator.account.tasks
 
 
-def test_a_plain_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
+def test_a_synchronous_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
     """The emulator responds while a test blocks its own thread, as with Starlette's test client."""
     with BlockingClient(
         api_key=kling_emulator.api_key, base_url=kling_emulator.url, trust_env=False
@@ -153,7 +153,7 @@ def test_a_plain_test_can_use_the_emulator(kling_emulator: Emulator) -> None:
     assert kling_emulator.account.units_billed == 8
 
 
-def test_a_plain_test_is_told_what_to_use(request: pytest.FixtureRequest) -> None:
+def test_a_synchronous_test_with_the_wrong_client_gets_advice(request: pytest.FixtureRequest) -> None:
     """A synchronous test with the asynchronous client fails at once, and the error names the blocking one."""
     with pytest.raises(pytest.fail.Exception, match=r"needs an async test.*blocking\.KlingClient"):
         request.getfixturevalue("kling_client")

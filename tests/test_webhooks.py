@@ -82,7 +82,7 @@ def test_the_published_vector_verifies() -> None:
     note=st.text(st.characters(codec="utf-8")),
     at=st.integers(-300, 300),
 )
-def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note: str, at: int) -> None:
+def test_signatures_of_an_independent_implementation_are_accepted(key: bytes, note: str, at: int) -> None:
     """Callbacks with any key, any text and any time within the window are verified."""
     secret = "whsec_" + base64.b64encode(key).decode()
     body = json.dumps(LEGACY | {"task_status_msg": note}, ensure_ascii=False).encode()
@@ -96,19 +96,19 @@ def test_what_the_independent_implementation_signs_is_accepted(key: bytes, note:
     [SECRET.removeprefix("whsec_"), SECRET.rstrip("="), f"  {SECRET}\n"],
     ids=["bare", "unpadded", "blanks"],
 )
-def test_a_secret_may_be_pasted_carelessly(secret: str) -> None:
+def test_prefix_padding_and_blanks_of_a_secret_do_not_matter(secret: str) -> None:
     """A secret without its prefix or padding, or with surrounding blanks, is the same key."""
     assert reader(secret).parse(VECTOR, VECTOR_BODY).verified
 
 
 @pytest.mark.parametrize("change_case", [str.upper, str.title, str.lower])
-def test_header_names_come_in_any_case_and_order(change_case: Any) -> None:
+def test_header_names_may_have_any_case_and_order(change_case: Any) -> None:
     """Neither the case nor the order of header names matters."""
     headers = {change_case(name): value for name, value in reversed(signed().items())}
     assert reader().parse({"Host": "example", **headers}, BODY).verified
 
 
-def test_a_secret_can_be_replaced_without_losing_a_call() -> None:
+def test_a_secret_can_be_replaced_without_losing_a_callback() -> None:
     """With two secrets either signature is accepted, and with two signatures either secret."""
     both = reader(SECRET, OTHER)
     assert both.parse(signed(secret=SECRET, webhook_id="a"), BODY).verified
@@ -120,7 +120,7 @@ def test_a_secret_can_be_replaced_without_losing_a_call() -> None:
 
 
 @pytest.mark.parametrize("drift", [-300, 300])
-def test_the_window_includes_its_edges(drift: int) -> None:
+def test_the_time_window_includes_its_edges(drift: int) -> None:
     """A callback that is exactly five minutes early or late is accepted."""
     assert reader().parse(signed(at=NOW + drift), BODY).verified
 
@@ -182,7 +182,7 @@ FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
 
 
 @pytest.mark.parametrize("case", FORGED)
-def test_a_forged_call_is_refused(case: str) -> None:
+def test_a_forged_callback_is_refused(case: str) -> None:
     """A callback is refused unless its id, time and body were signed recently with the secret."""
     headers, body = FORGED[case]
     webhooks = reader()
@@ -237,7 +237,7 @@ def test_a_task_without_its_fields_is_refused(sent: Any) -> None:
 @pytest.mark.parametrize(
     "fields", [LEGACY | {"created_at": "soon"}, {"id": "1", "status": "failed", "create_time": float("inf")}]
 )
-def test_an_odd_time_does_not_lose_the_call(fields: Any) -> None:
+def test_optional_fields_of_a_wrong_type_count_as_absent(fields: Any) -> None:
     """Only the id and the status are required, and other fields of a wrong type count as absent."""
     call = Webhooks().parse({}, json.dumps(fields).encode())
     assert call.task.created_at is None
@@ -245,7 +245,7 @@ def test_an_odd_time_does_not_lose_the_call(fields: Any) -> None:
 
 @pytest.mark.parametrize("depth", [500, 900, 5000, 100_000])
 @pytest.mark.parametrize("field", ["task_status_msg", "type", "created_at", "extra"])
-def test_a_deep_body_does_no_harm(depth: int, field: str) -> None:
+def test_a_deeply_nested_body_is_handled(depth: int, field: str) -> None:
     """Whatever the depth, the result is an event or a `WebhookError`, and the next callback is read."""
     nest = b"[" * depth + b"]" * depth
     bodies = [
@@ -277,7 +277,7 @@ TASKLIKE = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON))
     body=st.binary() | st.builds(lambda sent: json.dumps(sent).encode(), TASKLIKE) | st.just(BODY),
     secrets=st.sampled_from([(), (SECRET,)]),
 )
-def test_anything_is_a_call_or_a_webhook_error(
+def test_any_input_gives_an_event_or_a_webhook_error(
     headers: dict[str, str], body: bytes, secrets: tuple[str, ...]
 ) -> None:
     """Any input gives an event or a `WebhookError`, and nothing is verified without a signature."""
@@ -307,26 +307,28 @@ class Unmappable:
     body=ODD | st.just(VECTOR_BODY) | st.binary().map(bytearray),
     secrets=st.sampled_from([(), (SECRET,)]),
 )
-def test_odd_types_raise_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
+def test_headers_and_bodies_of_wrong_types_raise_a_webhook_error(
+    headers: Any, body: Any, secrets: tuple[str, ...]
+) -> None:
     """Headers that are not a mapping and bodies that are not bytes raise only `WebhookError`."""
     with suppress(WebhookError):
         Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_any_buffer_of_bytes_is_a_body(kind: Any) -> None:
+def test_a_body_may_be_any_bytes_like_object(kind: Any) -> None:
     """A body may be bytes, a bytearray or a memoryview."""
     assert reader().parse(signed(), kind(BODY)).verified
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
-def test_only_utf_8_is_read(encoding: str) -> None:
+def test_a_body_must_be_utf_8(encoding: str) -> None:
     """Only a body in UTF-8 is read, so it can be passed on as text."""
     with pytest.raises(WebhookError):
         Webhooks().parse({}, BODY.decode().encode(encoding))
 
 
-def test_unsigned_calls_leave_nothing_in_memory() -> None:
+def test_unsigned_callbacks_do_not_increase_the_memory() -> None:
     """Unsigned and forged callbacks with ever new texts do not increase the memory of the process."""
     webhooks, other = Webhooks(), reader()
 
@@ -353,7 +355,7 @@ def test_unsigned_calls_leave_nothing_in_memory() -> None:
 # ---------------------------------------------------------------------------- repeated callbacks
 
 
-def test_a_repeated_call_is_sent_apart() -> None:
+def test_a_repeated_callback_is_marked() -> None:
     """A callback with a known id is marked as repeated, whatever its body, and another id is not."""
     webhooks = reader()
     assert [webhooks.parse(signed(webhook_id=name), BODY).repeated for name in ("a", "a", "a", "b")] == [
@@ -364,7 +366,7 @@ def test_a_repeated_call_is_sent_apart() -> None:
     ]
 
 
-def test_only_a_verified_and_readable_call_is_remembered() -> None:
+def test_only_a_verified_and_readable_callback_is_remembered() -> None:
     """A forged or unreadable callback does not mark the genuine callback with its id as repeated."""
     webhooks = reader()
     for headers, body in [(signed(secret=OTHER), BODY), (signed(b"{}"), b"{}")]:
@@ -373,7 +375,7 @@ def test_only_a_verified_and_readable_call_is_remembered() -> None:
     assert not webhooks.parse(signed(), BODY).repeated
 
 
-def test_memory_of_ids_is_bounded_to_the_newest() -> None:
+def test_only_the_newest_ids_are_remembered() -> None:
     """The id that was seen longest ago is forgotten first, and a repeated id counts as seen again."""
     webhooks = reader(remember=2)
     assert [
@@ -388,7 +390,7 @@ def test_remembering_can_be_turned_off() -> None:
     assert [webhooks.parse(signed(), BODY).repeated for _ in range(2)] == [False, False]
 
 
-def test_without_secrets_nothing_is_vouched_for() -> None:
+def test_without_secrets_every_callback_is_unverified() -> None:
     """Without secrets every callback, even a signed one, is unverified, has no id and is never repeated."""
     webhooks = Webhooks()
     for headers in ({}, signed(), signed()):
@@ -413,7 +415,7 @@ def test_the_older_body_is_the_bare_task() -> None:
     assert (task.external_task_id, task.final_unit_deduction) == ("job-7", "8")
 
 
-def test_an_envelope_changes_nothing() -> None:
+def test_a_body_may_be_in_an_envelope() -> None:
     """Either body may be in the envelope that responses have."""
     assert codec.parse_task(LEGACY) == Webhooks().parse({}, enveloped(LEGACY)).task
     bare = Webhooks().parse({}, newer())
@@ -488,14 +490,14 @@ def test_the_newer_body_names_the_job_and_its_price() -> None:
         {"billing": [CASH, CASH]},
     ],
 )
-def test_odd_ids_and_prices_are_left_out(fields: dict[str, Any]) -> None:
+def test_informational_fields_of_a_wrong_type_are_none(fields: dict[str, Any]) -> None:
     """An informational field of another type is None, and the snapshot is still read."""
     task = Webhooks().parse({}, newer(outputs=[{"url": A}], **fields)).task
     assert (task.status, len(task.images)) == (Status.SUCCEED, 1)
     assert (task.external_task_id, task.final_unit_deduction, task.final_balance_deduction) == (None,) * 3
 
 
-def test_a_watermarked_picture_keeps_both_addresses() -> None:
+def test_a_watermarked_picture_has_both_urls() -> None:
     """`watermark_url` is read if it is a URL."""
     outputs = [{"url": A, "watermark_url": B}, {"url": B, "watermark_url": ""}]
     images = Webhooks().parse({}, newer(outputs=outputs)).task.images
@@ -534,7 +536,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("body", "needs_poll"), CALLS)
-def test_only_a_complete_verified_call_needs_no_poll(body: bytes, *, needs_poll: bool) -> None:
+def test_only_a_complete_verified_callback_needs_no_poll(body: bytes, *, needs_poll: bool) -> None:
     """A verified callback is delivered, unless a success has no pictures. An unverified one never is."""
     assert needs_poll == reader().parse(signed(body), body).needs_poll
     assert Webhooks().parse(signed(body), body).needs_poll
@@ -658,7 +660,9 @@ PAIRS = st.lists(st.tuples(HEADER_NAMES | st.binary() | ODD, VALUES) | ODD, max_
     body=TASKLIKE | st.lists(TASKLIKE, max_size=2) | ODD | st.text() | JSON,
     secrets=st.sampled_from([(), (SECRET,)]),
 )
-def test_any_object_is_a_call_or_a_webhook_error(headers: Any, body: Any, secrets: tuple[str, ...]) -> None:
+def test_any_object_gives_an_event_or_a_webhook_error(
+    headers: Any, body: Any, secrets: tuple[str, ...]
+) -> None:
     """Any object gives an event or a `WebhookError`, and nothing is verified without a signature."""
     try:
         call = Webhooks(*secrets, clock=lambda: float(NOW)).parse(headers, body)

@@ -95,8 +95,8 @@ def _plain(image: Any) -> tuple[Any, bytes | None]:
         return image.convert("I").convert("I;16"), profile
     if image.mode == "1":
         return image.convert("L"), None
-    if image.mode == "CMYK" and profile:
-        return _converted(image, profile, _srgb()), _srgb()
+    if image.mode == "CMYK" and profile and (changed := _converted(image, profile, _srgb())):
+        return changed, _srgb()
     kept = profile if image.mode == "P" else None
     return image.convert("RGBA" if image.has_transparency_data else "RGB"), kept
 
@@ -149,23 +149,23 @@ def _srgb() -> bytes:
 
 def _colored(picture: Any, profile: bytes | None) -> Iterator[Any]:
     """Yield the picture unchanged, converted to the photo's profile, or both if either may be right."""
-    own = picture.info.get("icc_profile")
-    if own is None or own == profile:
-        yield picture
+    own, changed = picture.info.get("icc_profile"), None
     if own != profile and (own or picture.mode == "RGB"):
         changed = _converted(picture, own or _srgb(), profile or _srgb())
-        if changed is not None:
-            yield changed
+    if own is None or changed is None:
+        yield picture
+    if changed is not None:
+        yield changed
 
 
 def _converted(image: Any, source: bytes, target: bytes) -> Any:
-    """Return an image converted between two color profiles, or None if they do not suit it."""
+    """Return an image converted between two color profiles, or None if they do not suit it or are damaged."""
     from PIL import ImageCms
 
     try:
         before, after = (ImageCms.ImageCmsProfile(io.BytesIO(each)) for each in (source, target))
         return ImageCms.profileToProfile(image, before, after, outputMode="RGB")
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError):
         return None
 
 

@@ -16,6 +16,7 @@ from kling_expand.pictures.scene import TURNED_SIDES, prepare, to_srgb
 FRAME = texture(360, 240, seed=1)
 RATIOS = Ratios(0.1, 0.2, 0.3, 0.4)
 ORIENTATION = 0x0112
+DAMAGED = b"no profile" * 20
 
 
 def photo_of(frame: Image.Image, ratios: Ratios) -> Image.Image:
@@ -71,6 +72,19 @@ def test_a_profile_of_the_picture_is_applied() -> None:
     picture.info["icc_profile"] = display_p3()
     scene = prepare(photo_of(FRAME, RATIOS), picture, RATIOS)
     assert np.abs(np.asarray(scene.picture, float) - np.asarray(FRAME, float)).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile", "own"),
+    [("RGB", DAMAGED, None), ("CMYK", DAMAGED, None), ("CMYK", display_p3(), None), ("RGB", None, DAMAGED)],
+)
+def test_a_profile_that_cannot_be_applied_is_ignored(
+    mode: str, profile: bytes | None, own: bytes | None
+) -> None:
+    """A photo or a picture with a damaged profile, or with one for other channels, is matched without it."""
+    photo, picture = photo_of(FRAME, RATIOS).convert(mode), FRAME.copy()
+    photo.info["icc_profile"], picture.info["icc_profile"] = profile, own
+    assert prepare(photo, picture, RATIOS).registration.matches
 
 
 def test_srgb_is_made_on_request_only() -> None:

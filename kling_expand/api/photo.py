@@ -496,8 +496,8 @@ def _png_header(file: BinaryIO) -> PhotoHeader | None:
         length, kind = int.from_bytes(head[:4]), head[4:8]
         if kind == b"IHDR" and len(head) == 26:
             shape, alpha = struct.unpack(">II", head[8:16]), head[17] in {4, 6}
-        elif kind == b"IDAT":
-            return PhotoHeader("PNG", *shape, has_alpha=alpha)
+        elif kind in {b"IDAT", b""}:  # the pixels, or the end of the file
+            return PhotoHeader("PNG", *shape, has_alpha=alpha) if kind else None
         alpha |= kind == b"tRNS"
         position += 12 + length
     return None

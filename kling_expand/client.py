@@ -50,7 +50,7 @@ from .jobs.poll_schedule import (
     write_history,
 )
 from .jobs.poller import Poller
-from .jobs.runner import Budget, Job, JobRunner, SetAside, may_have_passed
+from .jobs.runner import Budget, Job, JobRunner, SetAside, is_resumable
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import (
@@ -428,6 +428,9 @@ class KlingClient:
         If a job cannot be resumed, the error is logged and raised by its future. *deadline* applies to each
         job, as in `submit`.
 
+        A job that is one of several passes is left out and logged, because its result is not the whole
+        picture. Call `expand` again, or pass the job's record to `resume_passes`.
+
         Raises:
             InvalidRequest: if *deadline* is invalid.
             JournalError: if the journal cannot be read.
@@ -435,10 +438,17 @@ class KlingClient:
         self._require_open()
         check(deadline=deadline)
         until = self._until(deadline)
-        async for known in self._store.jobs(*UNFINISHED, JobState.REJECTED):
-            if (known.state is JobState.REJECTED and not may_have_passed(known)) or self._jobs.follows(known):
+        async for listed in self._store.jobs(*UNFINISHED, JobState.REJECTED):
+            if self._jobs.follows(listed):
                 continue
-            yield self._resume(known, until)
+            known = await self._store.get(listed.external_task_id)  # it may have ended since it was listed
+            if known is None or not is_resumable(known) or self._jobs.follows(known):
+                continue
+            if _is_pass(known):
+                text = "job %s is one of several passes: call `expand` again, or `resume_passes`"
+                logger.warning(text, known.external_task_id)
+            else:
+                yield self._resume(known, until)
 
     def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
         """Return a future for one job of the journal, as `resume` would yield it.
@@ -782,6 +792,14 @@ def _request(
             name, value, "no such argument", advice or f"the arguments are {', '.join(known)}"
         )
     return ExpandRequest(image, cast(Geometry, geometry), **fields)
+
+
+def _is_pass(known: JobRecord) -> bool:
+    if "pass" not in known.note:
+        return False
+    from .passes import pass_of  # imported here, as few jobs have passes
+
+    return pass_of(known) is not None
 
 
 def _store(

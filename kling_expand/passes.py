@@ -87,7 +87,7 @@ def pass_of(record: JobRecord) -> Pass | None:
     """Return the pass that a journal recorded with a job, or None if the job is not one of several."""
     note = record.note
     found = note.pop("pass", None)
-    if found is None:
+    if not isinstance(found, dict) or "steps" not in found:  # a value of the caller's own
         return None
     request = codec.unpack_request(found["request"], found["photo"] or "", found["key"])
     steps = tuple(Ratios(*each) for each in found["steps"])

@@ -22,6 +22,7 @@ from kling_expand import (
 from kling_expand.emulator import Emulator
 from kling_expand.geometry import shape_name
 from kling_expand.passes import pass_of
+from kling_expand.store.base import JobRecord
 from kling_expand.store.sqlite import SQLiteStore
 
 WIDE = ToAspect("16:9")
@@ -65,18 +66,30 @@ async def test_one_pass_is_used_where_it_is_enough() -> None:
 
 
 @pytest.mark.parametrize("key", [None, "dog"])
-async def test_no_pass_is_paid_twice(key: str | None, tmp_path: Path) -> None:
-    """If a run stops between the passes or after them, a second run pays only for the missing passes."""
+async def test_no_pass_is_paid_twice(
+    key: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If a run stops between the passes or after them, a second run pays only for the missing passes.
+
+    `resume` never yields a single pass as a result. It logs an unfinished one.
+    """
     async with emulated() as emulator:
         async with client(emulator, journal=tmp_path / "run.db") as kling:
             await first_pass(kling, key=key)
         assert emulator.account.units_billed == 8
         for _ in range(2):
             async with client(emulator, journal=tmp_path / "run.db", budget=16) as kling:
+                assert [future async for future in kling.resume()] == []
                 result = await kling.expand(PHOTO, WIDE, passes=2, key=key)
                 await result.save(tmp_path / "out")
                 assert [future async for future in kling.resume()] == []
             assert emulator.account.units_billed == 16
+    assert caplog.text.count("is one of several passes: call `expand` again, or `resume_passes`") == 1
+
+
+def test_a_note_of_the_caller_is_no_pass() -> None:
+    """A caller may call a value of a note `pass`."""
+    assert pass_of(JobRecord("id", params='{}\n{"pass": "gold"}')) is None
 
 
 async def first_pass(kling: KlingClient, **fields: Any) -> None:

@@ -44,7 +44,15 @@ from kling_expand.errors import (
 )
 from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
 from kling_expand.models import UNITS_PER_IMAGE, ExpandRequest, Status, Task, resolve_geometry
-from kling_expand.store.base import JobIdentity, JobRecord, JobState, JobStore, PreparedRequest, identify
+from kling_expand.store.base import (
+    UNFINISHED,
+    JobIdentity,
+    JobRecord,
+    JobState,
+    JobStore,
+    PreparedRequest,
+    identify,
+)
 
 from .future import TaskFuture, TaskRecord
 from .poller import Poller
@@ -710,15 +718,16 @@ def _broken(job: Job, error: Exception) -> KlingError:
     return broken
 
 
-def may_have_passed(job: JobRecord) -> bool:
-    """Return whether the cause of a refusal may be gone by now.
+def is_resumable(job: JobRecord) -> bool:
+    """Return whether a job of the store can be continued: it has not ended, or its refusal may have passed.
 
     Problems with the account, its permissions, its keys or its allowed addresses may have been solved. An
     invalid request stays invalid.
     """
     passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
     names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
-    return (job.error or "").partition(":")[0] in names
+    may_have_passed = (job.error or "").partition(":")[0] in names
+    return job.state in UNFINISHED or (job.state is JobState.REJECTED and may_have_passed)
 
 
 def _costs(job: JobRecord) -> bool:

@@ -1290,6 +1290,28 @@ async def test_resume_skips_jobs_that_this_client_follows(tmp_path: Path, wait: 
         assert (kling._slots.held, kling._slots.running) == (0, 0)
 
 
+@virtual_time
+async def test_a_job_that_ends_while_others_are_resumed_is_not_resumed(tmp_path: Path) -> None:
+    """`resume` judges each job when its turn comes, so it sends none that was cancelled or failed since."""
+    options = {"journal": tmp_path / "run.db", "max_in_flight": 1}
+    first, second = ExpandRequest(PHOTO, WIDER), ExpandRequest(PHOTO, Ratios(up=0.5))
+    fails = ExpandRequest(PHOTO, WIDER, prompt="emulate-risk-control")
+    async with emulated(options, work_seconds=5) as (emulator, kling):
+        await kling.submit(first).accepted()
+        await asyncio.gather(*(kling.submit(each).recorded() for each in (second, fails)))
+        await kling.aclose()
+        async with another(emulator, **options) as later:
+            resumed = []
+            async for future in later.resume():
+                resumed.append(await future.accepted())
+                cancelled = later.submit(second)
+                await cancelled.recorded()
+                assert cancelled.cancel()
+                assert isinstance(await error_of(later.submit(fails)), TaskFailed)
+            assert len(resumed) == 1
+            assert len(emulator.account.tasks) == 2
+
+
 @pytest.mark.parametrize("code", [1000, 1002, 1100, 1101, 1102, 1103, 1304, 1201, 1301])
 @virtual_time
 async def test_a_job_refused_because_of_the_account_is_resumed(tmp_path: Path, code: int) -> None:

@@ -8,7 +8,7 @@ from attrs import evolve
 from kling_expand.api import codec
 from kling_expand.cli.terminal import NothingDone
 from kling_expand.client import KlingClient
-from kling_expand.jobs.runner import may_have_passed
+from kling_expand.jobs.runner import is_resumable
 from kling_expand.store.base import UNFINISHED, JobRecord, JobState, JobStore
 
 from .plan import Plan, open_journal, read_usage
@@ -44,7 +44,7 @@ async def _unfinished(journal: JobStore) -> AsyncIterator[JobRecord]:
     """Yield the jobs that can continue. Of several open passes of one picture, yield only the first."""
     reached: dict[str, str] = {}  # for each pass, by its external_task_id, the request that it belongs to
     async for record in journal.jobs(*UNFINISHED, JobState.REJECTED):
-        if record.state is JobState.REJECTED and not may_have_passed(record):
+        if not is_resumable(record):
             continue
         if "pass" in record.note:
             from kling_expand.passes import pass_of  # imported here, because few runs have passes

@@ -621,6 +621,7 @@ class KlingClient:
             ),
             lambda known: self._resume(known, until, priority),
             self._record_saved,
+            until,
             fresh,
         )
 

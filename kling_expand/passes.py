@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from .api import codec
 from .api.photo import load_photo, read_header
-from .errors import InvalidRequest, NotSubmitted
+from .errors import DeadlineExceeded, InvalidRequest, NotSubmitted
 from .geometry import Ratios, plan, shape_name
 from .jobs.future import ExpandResult, TaskFuture
 from .jobs.runner import Budget, SetAside
@@ -118,13 +118,17 @@ async def earlier_jobs(store: JobStore, step: Pass) -> list[JobRecord]:
 
 @frozen
 class PassJobs:
-    """The parts of a client that `Passes` uses: store, budget, and functions that start and record jobs."""
+    """The parts of a client that `Passes` uses: store, budget, and functions that start and record jobs.
+
+    `deadline_at` is the loop time by which the last pass must end, or None.
+    """
 
     store: JobStore
     budget: Budget
     submit: Callable[[ExpandRequest, Mapping[str, Any] | None, SetAside | None], TaskFuture]
     resume: Callable[[JobRecord], TaskFuture]
     record_saved: Callable[[Task, tuple[()]], Awaitable[None]]
+    deadline_at: float | None
     fresh: bool = False
 
 
@@ -167,6 +171,7 @@ class Passes:
             GeometryError: if more passes are needed.
             InvalidRequest: if the photo is at a URL, so that its size is not known.
             NotSubmitted: if `stop` was called.
+            DeadlineExceeded: if the deadline passes between two passes.
             KlingError: if the result of a pass cannot be read.
         """
         step, known = await self._first(), self._known
@@ -225,10 +230,19 @@ class Passes:
         if len(step.steps) == 1:
             return self._jobs.submit(request, step.note, None)
         if step.before is not None and self.result is not None:
-            request = evolve(request, image=await self.result.images[0].read())
+            request = evolve(request, image=await self._read_picture(self.result))
         request = evolve(request, key=step.key(durable=self._jobs.store.durable))
         self._aside.wanted = step.units_after
         return self._jobs.submit(request, step.packed(), self._aside)
+
+    async def _read_picture(self, result: ExpandResult) -> bytes:
+        """Return the picture of the previous pass. The deadline of all passes limits the download too."""
+        try:
+            async with asyncio.timeout_at(self._jobs.deadline_at):
+                return await result.images[0].read()
+        except TimeoutError:
+            reason = "the deadline passed before the next pass was sent"
+            raise DeadlineExceeded(reason, task_id=result.task_id) from None
 
 
 def _location(image: str | os.PathLike[str]) -> str:

@@ -18,12 +18,15 @@ from kling_expand import (
     KlingClient,
     Ratios,
     ToAspect,
+    testing,
 )
 from kling_expand.emulator import Emulator
+from kling_expand.emulator.faults.plan import Fault
 from kling_expand.geometry import shape_name
 from kling_expand.passes import pass_of
 from kling_expand.store.base import JobRecord
 from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.testing import virtual_time
 
 WIDE = ToAspect("16:9")
 PORTRAIT = texture(540, 960, seed=1)
@@ -168,3 +171,15 @@ async def test_one_deadline_bounds_all_passes() -> None:
     async with Emulator(**FAST | {"work_seconds": 0.6}) as emulator, client(emulator) as kling:
         with pytest.raises(DeadlineExceeded):
             await kling.expand(PHOTO, WIDE, passes=2, deadline=0.9)
+
+
+@virtual_time
+async def test_the_deadline_bounds_the_download_between_two_passes() -> None:
+    """If the picture of a pass cannot be downloaded, `expand` still ends at its deadline."""
+    async with testing.emulated(work_seconds=5) as (emulator, kling):
+        emulator.faults.for_seconds("file", Fault("reset"), 1000)
+        began = testing.loop_clock()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await kling.expand(PHOTO, WIDE, passes=2, deadline=40)
+        assert testing.loop_clock() - began == pytest.approx(40)
+        assert caught.value.task_id in emulator.account.tasks

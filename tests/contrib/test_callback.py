@@ -30,20 +30,20 @@ async def test_a_body_may_come_in_pieces() -> None:
     assert await status_of(b'{"task_id":"1",', b"", b'"task_status":"processing"}') == 204
 
 
-async def test_what_is_refused_has_its_status() -> None:
+async def test_each_refusal_has_its_status() -> None:
     """An unreadable, incomplete or too long body gets its own 4xx status."""
     assert await status_of(b"{") == 400
     assert await status_of(b"{", EOFError()) == 400
     assert await status_of(b" " * MAX_BODY, b" ") == 413
 
 
-async def test_reading_ends_where_it_is_too_long() -> None:
+async def test_reading_stops_at_the_limit() -> None:
     """Nothing is read beyond the limit."""
     assert await status_of(b" " * MAX_BODY, b" ", AssertionError("read on")) == 413
 
 
 @virtual_time
-async def test_a_body_that_never_comes_is_not_waited_for() -> None:
+async def test_a_stalled_body_times_out() -> None:
     """A caller that stops sending gets a response after `READ_TIMEOUT`."""
 
     async def silent() -> AsyncIterator[bytes]:

@@ -27,8 +27,8 @@ async def serve(app: web.Application, path: str = "/client") -> AsyncIterator[Si
 
     app.router.add_get("/client", client)
     async with TestServer(app) as server, ClientSession() as http:
-        async with http.get(server.make_url(path)) as answer:
-            assert answer.status == 200
+        async with http.get(server.make_url(path)) as response:
+            assert response.status == 200
         yield Site(str(server.make_url("/hooks/kling")), found[0])
 
 
@@ -57,13 +57,13 @@ async def test_a_sub_application_shares_the_client() -> None:
         sub.router.add_get("/", inner)
         app.add_subapp("/sub/", sub)
         async with serve(app) as site, ClientSession() as http:
-            async with http.get(site.callback_url.replace("/hooks/kling", "/sub/")) as answer:
-                assert answer.status == 200
+            async with http.get(site.callback_url.replace("/hooks/kling", "/sub/")) as response:
+                assert response.status == 200
             assert found == [site.client]
             assert get_client(app) is site.client
 
 
-async def test_what_starts_later_finds_the_client() -> None:
+async def test_a_later_startup_handler_can_use_the_client() -> None:
     """A start-up handler that is added after `setup` can use the client."""
     listed: list[object] = []
 
@@ -99,11 +99,11 @@ async def test_a_shutdown_ends_an_open_stream() -> None:
         async with (
             serve(app) as site,
             ClientSession() as http,
-            http.get(site.callback_url.replace("/hooks/kling", "/stream")) as answer,
+            http.get(site.callback_url.replace("/hooks/kling", "/stream")) as response,
         ):
-            assert b"submitted" in await answer.content.readany()
+            assert b"submitted" in await response.content.readany()
             await app.shutdown()  # the server does this before it waits for open responses
-            await answer.read()
+            await response.read()
     assert [type(error) for error in ended] == [ClientClosed]
 
 

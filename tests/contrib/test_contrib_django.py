@@ -50,8 +50,8 @@ urlpatterns = [webhook("/hooks/kling"), path("client", client), path("count", ba
 async def site(app: Any) -> AsyncIterator[Site]:
     """Serve *app*, and get its client through a request."""
     async with served(app) as origin, ClientSession() as http:
-        async with http.get(origin + "/client") as answer:
-            assert answer.status == 200
+        async with http.get(origin + "/client") as response:
+            assert response.status == 200
         yield Site(origin + "/hooks/kling", found[-1])
 
 
@@ -70,9 +70,9 @@ async def test_a_view_uses_the_client() -> None:
         async with (
             served(app) as origin,
             ClientSession() as http,
-            http.get(origin + "/count") as answer,
+            http.get(origin + "/count") as response,
         ):
-            assert await answer.text() == "0"
+            assert await response.text() == "0"
 
 
 async def test_without_setup_there_is_no_client() -> None:
@@ -81,17 +81,17 @@ async def test_without_setup_there_is_no_client() -> None:
         get_client(HttpRequest())
 
 
-async def test_before_the_start_the_project_is_served_without() -> None:
+async def test_without_a_lifespan_the_project_is_served_unchanged() -> None:
     """Without a lifespan, the project is served unchanged."""
     scopes: list[Any] = []
 
     async def project(scope: Any, _receive: Any, _send: Any) -> None:
         scopes.append(scope)
 
-    async def nothing(*_: Any) -> Any:
+    async def no_op(*_: Any) -> Any:
         return {}
 
-    await setup(project)({"type": "http"}, nothing, nothing)
+    await setup(project)({"type": "http"}, no_op, no_op)
     assert scopes == [{"type": "http"}]
 
 
@@ -116,7 +116,7 @@ class Server:
         return [message["type"].removeprefix("lifespan.") for message in self.sent]
 
 
-WHOLE = ["startup.complete", "shutdown.complete"]
+ALL_COMPLETE = ["startup.complete", "shutdown.complete"]
 
 
 async def test_an_application_without_credentials_does_not_start() -> None:
@@ -135,7 +135,7 @@ async def test_a_journal_that_is_in_use_stops_the_server(tmp_path: Path) -> None
         assert "has it open" in server.sent[0]["message"]
 
 
-async def test_start_up_functions_find_the_client() -> None:
+async def test_startup_functions_can_use_the_client() -> None:
     """They run with the open client before the server accepts requests, and their errors stop it."""
     async with emulated() as emulator:
         app = setup(get_asgi_application(), **options(emulator))
@@ -146,7 +146,7 @@ async def test_start_up_functions_find_the_client() -> None:
             resumed.extend([future async for future in client.resume()])
             resumed.append(await client.list())
 
-        assert await Server().run(app) == WHOLE
+        assert await Server().run(app) == ALL_COMPLETE
         assert resumed == [()]
 
         @app.on_startup
@@ -159,7 +159,7 @@ async def test_start_up_functions_find_the_client() -> None:
 
 
 @pytest.mark.parametrize("failing", [None, "startup", "shutdown"])
-async def test_a_lifespan_inside_is_run(failing: str | None) -> None:
+async def test_an_inner_lifespan_is_run(failing: str | None) -> None:
     """The inner lifespan starts after the client opens. The server gets its end after the client closes."""
     found: list[KlingClient] = []
 
@@ -174,7 +174,11 @@ async def test_a_lifespan_inside_is_run(failing: str | None) -> None:
 
     async with emulated() as emulator:
         messages = await Server().run(setup(project, **options(emulator)))
-        expected = {None: WHOLE, "startup": ["startup.failed"], "shutdown": [WHOLE[0], "shutdown.failed"]}
+        expected = {
+            None: ALL_COMPLETE,
+            "startup": ["startup.failed"],
+            "shutdown": [ALL_COMPLETE[0], "shutdown.failed"],
+        }
         assert messages == expected[failing]
         with pytest.raises(ClientClosed):
             await found[0].list()

@@ -97,7 +97,7 @@ async def test_a_job_is_one_span(recorder: Recorder) -> None:
     ],
 )
 @virtual_time
-async def test_what_goes_wrong_is_recorded(
+async def test_failures_are_recorded(
     recorder: Recorder, prompt: str, kind: type[KlingError], name: str, words: str
 ) -> None:
     """A refusal is recorded as an exception, and a failed task with its reason. Both are errors."""
@@ -114,7 +114,7 @@ async def test_what_goes_wrong_is_recorded(
 
 
 @virtual_time
-async def test_the_numbers_are_those_of_the_service(recorder: Recorder) -> None:
+async def test_metrics_agree_with_the_service(recorder: Recorder) -> None:
     """Calls, units, durations and latencies are correct, and no job is counted as open."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         emulator.faults.script("create", Fault("error", code=1302))
@@ -163,7 +163,7 @@ async def test_an_attached_task_is_counted_without_a_span(recorder: Recorder) ->
 
 
 @virtual_time
-async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
+async def test_no_customer_text_is_recorded(recorder: Recorder) -> None:
     """No span contains a prompt, the name of a photo, a URL or a key."""
     async with emulated({"listener": recorder.telemetry}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER, prompt="the secret garden")
@@ -176,7 +176,7 @@ async def test_no_text_of_the_customer_is_recorded(recorder: Recorder) -> None:
             assert word not in shown
 
 
-def test_without_a_provider_it_is_silent() -> None:
+def test_a_listener_needs_no_provider() -> None:
     """A listener can be created before an application sets the global providers."""
     listener: Callable[[Any], object] = Telemetry()
     assert callable(listener)

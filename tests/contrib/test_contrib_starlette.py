@@ -42,8 +42,8 @@ class Finder:
 
 async def get(url: str) -> int:
     """Return the status of a GET request."""
-    async with ClientSession() as http, http.get(url) as answer:
-        return answer.status
+    async with ClientSession() as http, http.get(url) as response:
+        return response.status
 
 
 @asynccontextmanager
@@ -100,12 +100,12 @@ async def test_an_existing_lifespan_is_kept() -> None:
         setup(app, **options(emulator))
         async with served(app) as origin, ClientSession() as http:
             assert await get(origin + "/client") == 200
-            async with http.get(origin + "/greet") as answer:
-                assert await answer.text() == "hello"
+            async with http.get(origin + "/greet") as response:
+                assert await response.text() == "hello"
         assert happened == ["opened", ()]
 
 
-async def test_the_lifespan_of_the_application_finds_the_client() -> None:
+async def test_the_application_lifespan_can_use_the_client() -> None:
     """The client is open when the lifespan starts, so it can resume the jobs of an earlier process."""
     resumed: list[object] = []
 

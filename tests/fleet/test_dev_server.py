@@ -27,7 +27,7 @@ def test_a_missing_postgresql_names_its_package(monkeypatch: pytest.MonkeyPatch)
         find_programs()
 
 
-def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
+def test_a_server_that_cannot_start_is_an_error_with_a_reason(own_cluster: Cluster) -> None:
     """Existing files, a long path and a wrong setting raise errors. Stopping afterwards is harmless."""
     own_cluster.create()
     with pytest.raises(ConfigurationError, match="directory must be new"):
@@ -48,7 +48,7 @@ def test_a_server_that_cannot_start_says_why(own_cluster: Cluster) -> None:
         broken.kill()
 
 
-def kill_by_a_wrong_number(cluster: Cluster) -> None:
+def assert_kill_checks_the_pid(cluster: Cluster) -> None:
     """Assert that another process is not killed, even if the server's user writes its number."""
     file = Path(unquote(cluster.dsn.partition("@")[2].partition("/")[0]), "data", "postmaster.pid")
     content = file.read_text()
@@ -63,7 +63,7 @@ async def test_a_killed_server_keeps_committed_rows(own_cluster: Cluster) -> Non
     async with own_cluster as cluster:
         with psycopg.connect(cluster.dsn) as database:
             database.execute("CREATE TABLE numbers AS SELECT 1 AS number")
-        kill_by_a_wrong_number(cluster)
+        assert_kill_checks_the_pid(cluster)
         cluster.kill()
         await cluster.start()
         with psycopg.connect(cluster.dsn) as database:
@@ -82,7 +82,7 @@ def test_no_other_user_can_connect(cluster: Cluster) -> None:
         assert port.connect_ex(("127.0.0.1", 5432)) != 0
 
 
-def test_no_mode_of_an_existing_folder_is_changed(tmp_path: Path) -> None:
+def test_the_mode_of_an_existing_directory_is_unchanged(tmp_path: Path) -> None:
     """A directory that the server's user cannot enter raises an error, and its mode does not change."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

@@ -57,7 +57,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "attempt", "delay"), ERRORS)
-def test_the_error_decides_about_the_retry(error: Exception, attempt: int, delay: float | None) -> None:
+def test_the_error_determines_the_retry(error: Exception, attempt: int, delay: float | None) -> None:
     """A permanent refusal ends a job, a hand-over is retried at once, and other errors with a backoff."""
     assert retry_delay(error, attempt) == delay
 
@@ -170,7 +170,7 @@ async def test_a_job_that_killed_its_workers_is_refused(fleet: Fleet, photo: Pat
     assert "WorkersDied: 4 workers died running this job" in str(outcome.error)
 
 
-async def test_a_photo_of_an_object_store_is_read_with_a_bound(
+async def test_reading_from_an_object_store_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However large a photo is, at most one byte more than the service allows is read."""
@@ -209,7 +209,7 @@ async def test_the_task_of_a_job_whose_photo_is_gone_is_followed(
     assert len(emulator.account.tasks) == 1
 
 
-async def test_pictures_are_saved_when_there_is_room_again(  # noqa: PLR0917 - fixtures
+async def test_pictures_are_saved_once_saving_works_again(  # noqa: PLR0917 - fixtures
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -254,7 +254,7 @@ async def test_pictures_are_saved_at_full_size(fleet: Fleet, dsn: str, emulator:
     assert len(emulator.account.tasks) == 1
 
 
-async def test_a_full_size_picture_without_its_photo_is_said_to_be_missing(
+async def test_a_full_size_picture_without_its_photo_is_reported(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """The job succeeds with its other pictures and the reason, and is not retried."""

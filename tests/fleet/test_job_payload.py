@@ -94,7 +94,7 @@ def test_the_derived_key_depends_on_every_field(name: str) -> None:
     assert pack(evolve(plain, **{name: VALUES[name]}))["key"] != pack(plain)["key"]
 
 
-def test_a_queue_carries_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_contains_no_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A path is made absolute. Bytes, data URIs and the caller's own geometries are refused."""
     monkeypatch.chdir(tmp_path)
     assert pack(ExpandRequest(Path("a.png"), Ratios(up=1.0)))["image"] == str(tmp_path / "a.png")
@@ -102,11 +102,11 @@ def test_a_queue_carries_no_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(errors.InvalidRequest, match="image must be a path, an http"):
             pack(ExpandRequest(image, Ratios(up=1.0)))
 
-    class Mine(Ratios):
+    class CustomRatios(Ratios):
         """A geometry class of the caller's own."""
 
-    with pytest.raises(errors.InvalidRequest, match=r"geometry must be one of .*, got Mine"):
-        pack(ExpandRequest("a.png", Mine(up=1.0)))
+    with pytest.raises(errors.InvalidRequest, match=r"geometry must be one of .*, got CustomRatios"):
+        pack(ExpandRequest("a.png", CustomRatios(up=1.0)))
 
 
 async def test_photos_and_images_in_object_stores(fleet: Fleet, dsn: str, emulator: Emulator) -> None:

@@ -38,7 +38,7 @@ def portrait(tmp_path: Path) -> Path:
     return path
 
 
-def wide(photo: Path, number: int = 0, **fields: Any) -> ExpandRequest:
+def wide_request(photo: Path, number: int = 0, **fields: Any) -> ExpandRequest:
     return ExpandRequest(photo, ToAspect("16:9"), prompt=f"job {number}", key=f"k{number}", **fields)
 
 
@@ -54,7 +54,10 @@ async def test_workers_share_jobs_of_two_passes(
 ) -> None:
     """Each job has two tasks and one outcome, even if it is queued twice, and the limit holds."""
     for _ in range(2):
-        assert await fleet.submit_many([wide(portrait, number, n=2) for number in range(3)], passes=2) == 3
+        assert (
+            await fleet.submit_many([wide_request(portrait, number, n=2) for number in range(3)], passes=2)
+            == 3
+        )
     async with working(dsn, emulator, max_in_flight=3), working(dsn, emulator, max_in_flight=3):
         found = {outcome.key: outcome for outcome in await outcomes(fleet)}
         stats = await fleet.stats()
@@ -75,7 +78,7 @@ async def test_the_photo_is_put_back_after_the_last_pass(
 ) -> None:
     """The full-size picture contains the photo's own pixels, and no picture of the first pass is saved."""
     target = portrait.parent / "out"
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     async with working(dsn, emulator, output=str(target / "{shape}{ext}"), full_size=True):
         (outcome,) = await outcomes(fleet)
     assert outcome.files == (str(target / "16x9.png"), str(target / "16x9-full.png"))
@@ -85,7 +88,7 @@ async def test_the_photo_is_put_back_after_the_last_pass(
         assert picture.crop((472, 0, 772, 700)).tobytes() == PORTRAIT.tobytes()
 
 
-async def test_a_job_of_one_pass_is_the_same_with_any_number(
+async def test_a_job_of_one_pass_is_the_same_with_any_limit(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """A job that needs one pass runs only one, and costs nothing if it is queued again with more."""
@@ -105,11 +108,11 @@ async def test_a_job_of_one_pass_is_the_same_with_any_number(
 
 async def test_too_few_passes_are_refused(fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path) -> None:
     """The reason names a sufficient number, and a number outside the allowed range is not queued."""
-    await fleet.submit(wide(portrait))
+    await fleet.submit(wide_request(portrait))
     with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
-        await fleet.submit(wide(portrait), passes=5)
+        await fleet.submit(wide_request(portrait), passes=5)
     with pytest.raises(InvalidRequest, match="passes must be between 1 and 4"):
-        await fleet.submit_many([wide(portrait)], passes=0)
+        await fleet.submit_many([wide_request(portrait)], passes=0)
     async with working(dsn, emulator):
         (outcome,) = await outcomes(fleet)
     assert (outcome.status, emulator.account.counts()["tasks"]) == ("refused", 0)
@@ -122,7 +125,7 @@ async def test_a_pass_is_followed_without_the_photo(
 ) -> None:
     """A stopped worker hands over the running pass, which needs neither its photo nor a permit."""
     emulator.work_seconds = 1000.0
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     async with working(dsn, emulator, max_in_flight=1):
         await created(emulator, 1)
         if tasks == 2:
@@ -143,7 +146,7 @@ async def leave_between_passes(
     """Leave behind a job with a paid first pass, when its photo is gone and the account is in arrears."""
     emulator.faults.script("create", "ok", Fault("error", code=1101))
     async with working(dsn, emulator, max_in_flight=1):
-        await fleet.submit(wide(portrait), passes=2)
+        await fleet.submit(wide_request(portrait), passes=2)
         await created(emulator, 1)
         async with asyncio.timeout(20):
             while not (await fleet.stats()).queued:  # noqa: ASYNC110 - it is taken at once, and then requeued
@@ -155,7 +158,7 @@ async def leave_between_passes(
 MAKE_DUE = "UPDATE procrastinate_jobs SET scheduled_at = NULL"
 
 
-async def test_a_job_between_two_passes_goes_on(
+async def test_a_job_between_two_passes_continues(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
     """A job whose first pass is paid for cannot be cancelled, and its second pass needs no photo."""
@@ -167,7 +170,7 @@ async def test_a_job_between_two_passes_goes_on(
     assert_paid_once(emulator, outcome)
 
 
-async def test_a_poisoned_pass_ends_as_paid(
+async def test_a_poisoned_second_pass_names_the_paid_task(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
     """A job that killed its workers in the second pass ends as failed, and names the task that was paid."""
@@ -181,12 +184,12 @@ async def test_a_poisoned_pass_ends_as_paid(
     assert "workers died running this job" in str(outcome.error)
 
 
-async def test_a_refused_second_pass_says_what_is_paid(
+async def test_a_refused_second_pass_names_the_paid_task(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
     """The outcome names the paid task and the refusal. Submitting the job again pays only for the rest."""
     emulator.faults.script("create", "ok", Fault("error", code=1301))
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     async with working(dsn, emulator):
         (refused,) = await outcomes(fleet)
         (task_id,) = emulator.account.tasks
@@ -194,7 +197,7 @@ async def test_a_refused_second_pass_says_what_is_paid(
         assert "PolicyRefusal" in str(refused.error)
         assert f"paid for (task {task_id})" in str(refused.error)
         portrait.unlink()  # noqa: ASYNC240 - one call
-        await fleet.submit(wide(portrait), passes=2)
+        await fleet.submit(wide_request(portrait), passes=2)
         *_, outcome = await outcomes(fleet)
     assert_paid_once(emulator, outcome)
 
@@ -212,12 +215,12 @@ async def test_an_expired_first_pass_is_not_paid_for_again(
     assert "use another key to start the job again" in str(outcome.error)
 
 
-async def test_a_failed_second_pass_is_made_again(
+async def test_a_failed_second_pass_is_created_again(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path
 ) -> None:
     """The outcome names the failed and the paid task. Submitting the job again creates only one task."""
     emulator.work_seconds = 1000.0
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     async with working(dsn, emulator, max_in_flight=1):
         await created(emulator, 1)
         emulator.advance(2000)
@@ -227,7 +230,7 @@ async def test_a_failed_second_pass_is_made_again(
         emulator.advance(2000)
         (failed,) = await outcomes(fleet)
         emulator.work_seconds = 0.05
-        await fleet.submit(wide(portrait), passes=2)
+        await fleet.submit(wide_request(portrait), passes=2)
         *_, outcome = await outcomes(fleet)
     assert (failed.status, failed.task_id, failed.units) == ("failed", second.task_id, 8)
     assert f"paid for (task {first.task_id})" in str(failed.error)
@@ -242,7 +245,7 @@ async def test_a_replaced_photo_is_a_new_job(
     async with working(dsn, emulator):
         for photo in (PORTRAIT, PORTRAIT, texture(300, 700, seed=2)):
             portrait.write_bytes(stored(photo, "PNG"))  # noqa: ASYNC240 - one call
-            await fleet.submit(wide(portrait), passes=2)
+            await fleet.submit(wide_request(portrait), passes=2)
             found.append((await outcomes(fleet))[-1])
     assert found[0].task_id == found[1].task_id != found[2].task_id
     assert [each.units for each in found] == [16] * 3
@@ -258,7 +261,7 @@ async def test_pictures_of_the_last_pass_are_saved_later(
     monkeypatch.setattr("kling_expand.fleet.queue.SAVE_INTERVAL", 0.05)
     target = portrait.parent / "out"
     target.write_text("a file where the folder must be")
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     async with working(dsn, emulator, output=str(target)):
         (unsaved,) = await outcomes(fleet)
         target.unlink()
@@ -271,13 +274,13 @@ async def test_pictures_of_the_last_pass_are_saved_later(
     assert len(emulator.account.tasks) == 2
 
 
-BETWEEN = """
+DIE_BETWEEN_PASSES = """
 from kling_expand.jobs.future import ResultImage
 async def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 ResultImage.read = die
 """
-INSIDE = """
+DIE_AFTER_CREATE = """
 from kling_expand.jobs.submission import Submitter
 create, made = Submitter.create, []
 async def die(self, *given):
@@ -289,12 +292,12 @@ Submitter.create = die
 """
 
 
-@pytest.mark.parametrize("fault", [BETWEEN, INSIDE])
+@pytest.mark.parametrize("fault", [DIE_BETWEEN_PASSES, DIE_AFTER_CREATE])
 async def test_a_killed_worker_loses_no_pass(
     fleet: Fleet, dsn: str, emulator: Emulator, portrait: Path, fault: str
 ) -> None:
     """A worker killed between two passes, or right after the second create, pays for no pass twice."""
-    await fleet.submit(wide(portrait), passes=2)
+    await fleet.submit(wide_request(portrait), passes=2)
     options = ("--max-in-flight", 1, "--heartbeat-timeout", 1)
     worker = WorkerProcess(dsn, emulator, *options, setup=f"import os, signal{fault}")
     await worker.start()

@@ -18,7 +18,9 @@ from kling_expand.store.postgres import JobOutcome, PostgresStore
 pytest_plugins = ["support.postgres", "support.fleet"]
 
 
-async def test_a_full_queue_stops_reading(fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_queue_pauses_the_source(
+    fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While `max_queued` jobs are in the queue, no more requests are read from the source."""
     read = 0
 
@@ -94,7 +96,7 @@ async def test_the_size_of_the_queue_follows_its_jobs(
     assert (await sizes(), held.stage) == ((1, 0), NEW)
 
 
-async def test_the_queue_of_version_3_is_moved(fleet: Fleet) -> None:
+async def test_the_queue_of_version_3_is_migrated(fleet: Fleet) -> None:
     """`init` moves its jobs to procrastinate's tables, and can be repeated."""
     run = "ü" * 40
     payload = '{"key": "k", "image": "a.png"}'
@@ -121,7 +123,7 @@ async def test_the_queue_of_version_3_is_moved(fleet: Fleet) -> None:
         await lease.end()
 
 
-async def test_what_was_sent_is_not_cancelled(
+async def test_a_job_with_a_task_is_not_cancelled(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Jobs with a task are not cancelled, which is logged, and they end as usual."""
@@ -139,7 +141,7 @@ async def test_what_was_sent_is_not_cancelled(
     assert len(emulator.account.tasks) == 2
 
 
-async def test_unsigned_callbacks_are_forwarded_once_in_a_while(fleet: Fleet) -> None:
+async def test_only_some_unsigned_callbacks_are_forwarded(fleet: Fleet) -> None:
     """However many unsigned callbacks arrive, one for each task is forwarded at first."""
     arrived: list[str] = []
     listening = asyncio.create_task(fleet.listen({CALLBACK_CHANNEL: arrived.append}))
@@ -156,7 +158,7 @@ async def test_unsigned_callbacks_are_forwarded_once_in_a_while(fleet: Fleet) ->
     assert [f"t{number}" in text for number, text in enumerate(arrived[1:-1])] == [True] * 3
 
 
-async def test_a_callback_that_is_no_callback_is_refused(fleet: Fleet) -> None:
+async def test_a_callback_without_a_task_is_refused(fleet: Fleet) -> None:
     """A body without a task raises an error, with or without a secret."""
     with pytest.raises(errors.WebhookError):
         await fleet.receive({}, b"{}")

@@ -110,7 +110,7 @@ async def test_a_stopped_worker_hands_its_jobs_over(
     assert len(emulator.account.tasks) == 4
 
 
-async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: Emulator, photo: Path) -> None:
+async def test_a_killed_database_loses_no_job(own_cluster: Cluster, emulator: Emulator, photo: Path) -> None:
     """After a SIGKILL and a restart of the database, every job succeeds and none is paid for twice."""
     cluster = own_cluster
     emulator.work_seconds = 0.5
@@ -127,7 +127,7 @@ async def test_a_killed_database_loses_nothing(own_cluster: Cluster, emulator: E
     assert emulator.account.peak_slots <= 4
 
 
-async def test_a_callback_reaches_the_worker_that_waits(
+async def test_a_callback_reaches_the_worker_of_its_job(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """A callback to any process ends the job on its worker without a poll of the task."""
@@ -140,7 +140,7 @@ async def test_a_callback_reaches_the_worker_that_waits(
     assert emulator.account.requests["query"] == 0
 
 
-async def test_a_notification_of_another_program_ends_no_worker(
+async def test_notifications_of_other_programs_are_ignored(
     fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """Any role of the database can send notifications, so those that are not callbacks are ignored."""
@@ -169,7 +169,9 @@ async def test_workers_without_permits_share_a_small_account(
 LEASE = 2.0
 
 
-async def test_no_standstill_after_a_crash(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+async def test_tasks_of_a_killed_worker_free_their_slots(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
     """The tasks of a killed worker free their slots, even if all other workers are full of waiting jobs.
 
     The restarted worker and the surviving one have as many jobs as they can take, all waiting for permits.
@@ -177,23 +179,23 @@ async def test_no_standstill_after_a_crash(fleet: Fleet, dsn: str, emulator: Emu
     emulator.work_seconds = 1000.0
     await fleet.submit_many(requests(photo, 12))
     options = ("--max-in-flight", 2, "--concurrency", 4, "--heartbeat-timeout", LEASE)
-    dies, lives = WorkerProcess(dsn, emulator, *options), WorkerProcess(dsn, emulator, *options)
-    await dies.start()
+    victim, survivor = WorkerProcess(dsn, emulator, *options), WorkerProcess(dsn, emulator, *options)
+    await victim.start()
     await created(emulator, 2)
-    await lives.start()
+    await survivor.start()
     async with asyncio.timeout(20):
         while (await fleet.stats()).running < 8:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
     try:
-        await dies.kill()
-        await dies.start()
+        await victim.kill()
+        await victim.start()
         emulator.work_seconds = 0.05
         emulator.advance(2000)
         async with asyncio.timeout(LEASE + 15):
             await created(emulator, 3)
         assert {"succeeded"} == {outcome.status for outcome in await outcomes(fleet)}
     finally:
-        await asyncio.gather(dies.kill(), lives.kill())
+        await asyncio.gather(victim.kill(), survivor.kill())
     assert len(emulator.account.tasks) == 12
     assert emulator.account.peak_slots <= 2
 
@@ -243,7 +245,7 @@ async def plain(request):
 """
 
 
-async def test_a_poisoned_job_ends(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+async def test_a_poisoned_job_is_refused(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
     """A job that kills each worker that runs it is refused with the reason, and other jobs succeed."""
     await fleet.submit(ExpandRequest(photo, Ratios(right=1.0), key="poison"))
     await fleet.submit_many(requests(photo, 3))
@@ -305,7 +307,7 @@ async def test_a_worker_has_three_connections(
     assert 2 <= most <= 3
 
 
-async def test_a_pooler_in_transaction_mode_may_stand_between(
+async def test_workers_can_use_a_pooler_in_transaction_mode(
     fleet: Fleet, pooled_dsn: str, emulator: Emulator, photo: Path
 ) -> None:
     """Workers and submitters work through pgbouncer, because no state is kept in a session."""
@@ -322,7 +324,9 @@ async def test_a_pooler_in_transaction_mode_may_stand_between(
     assert emulator.account.peak_slots <= 3
 
 
-async def test_an_unknown_task_is_put_aside(fleet: Fleet, dsn: str, emulator: Emulator, photo: Path) -> None:
+async def test_an_unknown_task_is_kept_as_failed(
+    fleet: Fleet, dsn: str, emulator: Emulator, photo: Path
+) -> None:
     """A job of another program in the queue gets an outcome, and is kept in the table as failed."""
     await fleet.submit_many(requests(photo, 1))
     with psycopg.connect(dsn, autocommit=True) as database:

@@ -34,7 +34,7 @@ def start(path: Path) -> tuple["subprocess.Popen[str]", Emulator]:
 async def test_sigkill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """After a SIGKILL during 40 creates, every acknowledged task still exists, with its picture."""
     process, emulator = start(tmp_path / "state.db")
-    answered: list[str] = []
+    acknowledged: list[str] = []
 
     async def create(call: Caller, number: int) -> None:
         image = base64.b64encode(png(300 + number, 300)).decode()
@@ -43,22 +43,22 @@ async def test_sigkill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> No
         except aiohttp.ClientError:
             return
         assert status == 200
-        answered.append(f"x{number}")
-        if len(answered) == 15:
+        acknowledged.append(f"x{number}")
+        if len(acknowledged) == 15:
             process.send_signal(signal.SIGKILL)
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(create(Caller(emulator, session), number) for number in range(40)))
     process.communicate()
-    assert len(answered) >= 15
+    assert len(acknowledged) >= 15
     process, emulator = start(tmp_path / "state.db")
     async with aiohttp.ClientSession() as session:
         call = Caller(emulator, session)
-        for name in answered:
+        for name in acknowledged:
             done = await call.task(name)
             assert done["task_status"] == "succeed"
-        async with session.get(done["task_result"]["images"][0]["url"]) as answer:
-            assert answer.status == 200
+        async with session.get(done["task_result"]["images"][0]["url"]) as response:
+            assert response.status == 200
     process.terminate()
     process.communicate()
     assert process.returncode == 0

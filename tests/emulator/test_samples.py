@@ -17,7 +17,7 @@ def sample(name: str) -> Any:
     return json.loads((SAMPLES / name).read_text())
 
 
-def place(name: str) -> str:
+def path_of(name: str) -> str:
     """Return the path to which a sample is sent."""
     return EDITING if name.startswith("editing") else DIRECTION
 
@@ -37,28 +37,30 @@ def missing(shown: Any, found: Any, path: str = "") -> list[str]:
     return [] if type(shown) is type(found) else [f"{path}: {type(found).__name__}"]
 
 
-def test_the_samples_are_there() -> None:
+def test_all_samples_exist() -> None:
     """There is one request of the editing dialect and three of the direction dialect."""
     assert len(REQUESTS) == 4
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_requests_are_accepted_to_the_letter(name: str) -> None:
+async def test_recorded_requests_are_accepted_unchanged(name: str) -> None:
     """The recorded bytes are accepted unchanged, including the URL of their picture."""
     async with calling(fetch_timeout=0) as call:
         raw = (SAMPLES / name).read_bytes()
-        status, body = await call("POST", place(name), data=raw, headers={"Content-Type": "application/json"})
+        status, body = await call(
+            "POST", path_of(name), data=raw, headers={"Content-Type": "application/json"}
+        )
         assert (status, body["code"], body["message"]) == (200, 0, "SUCCEED")
         assert missing(sample("editing-create.json"), body) == []
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-async def test_answers_have_every_field_that_is_shown(name: str) -> None:
+async def test_responses_have_every_recorded_field(name: str) -> None:
     """The responses to create, query and list have every recorded field, in both formats."""
     image = base64.b64encode(png()).decode()
     marked = {"watermark_info": {"enabled": True}} if name.startswith("editing") else {}
     async with calling(queue_seconds=0, work_seconds=0) as call:
-        path = place(name)
+        path = path_of(name)
         _, body = await call("POST", path, json=sample(name) | {"image": image} | marked)
         task_id = body["data"]["task_id"]
         _, newer = await call("GET", f"{path}/{task_id}")

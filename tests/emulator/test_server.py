@@ -27,7 +27,7 @@ async def test_an_unreachable_emulator_keeps_its_tasks() -> None:
         assert (await call.task(task_id))["task_id"] == task_id
 
 
-async def test_a_call_under_way_is_answered_before_the_end() -> None:
+async def test_a_request_in_progress_gets_its_response() -> None:
     """A request that is in progress when the emulator stops still gets its response."""
     async with aiohttp.ClientSession() as session:
         async with Emulator(engine="flat") as emulator:
@@ -48,7 +48,7 @@ HALF_A_BODY = (
 @pytest.mark.skipif(AIOHTTP < (3, 14), reason="aiohttp waits for the first headers without a limit")
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", HALF_A_BODY[:60], HALF_A_BODY])
 @virtual_time
-async def test_a_request_that_is_sent_by_half_is_dropped(sent: bytes) -> None:
+async def test_an_unfinished_request_is_dropped(sent: bytes) -> None:
     """Clients that never finish their requests do not use up the emulator's connections."""
     async with Emulator(engine="flat") as emulator:
         url = URL(emulator.url)
@@ -57,9 +57,9 @@ async def test_a_request_that_is_sent_by_half_is_dropped(sent: bytes) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         async with asyncio.timeout(90):
-            answer = await reader.read()
+            response = await reader.read()
         assert 29 <= loop.time() - start <= 62, loop.time() - start
-        assert answer[:12] == (b"HTTP/1.1 400" if sent is HALF_A_BODY else b"")
+        assert response[:12] == (b"HTTP/1.1 400" if sent is HALF_A_BODY else b"")
         writer.close()
 
 
@@ -108,7 +108,7 @@ async def test_unknown_paths_and_methods_get_an_envelope() -> None:
             assert {"code", "message", "request_id"} == set(body)
 
 
-async def test_a_state_that_cannot_be_written_is_5000(tmp_path: Path) -> None:
+async def test_an_unwritable_state_file_causes_code_5000(tmp_path: Path) -> None:
     """A create that cannot be written to the state file gets 5000 and no task id."""
     async with calling(state=str(tmp_path / "state.db")) as call:
         call.emulator.service.store._database.execute("DROP TABLE tasks")

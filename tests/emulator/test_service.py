@@ -59,8 +59,8 @@ async def test_external_ids_may_be_any_text() -> None:
             task_id = await call.create(external_task_id=name)
             headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
             url = URL(f"{call.emulator.url}{EDITING}/{quote(name, safe='')}", encoded=True)
-            async with call.session.get(url, headers=headers) as answer:
-                data = (await answer.json())["data"]
+            async with call.session.get(url, headers=headers) as response:
+                data = (await response.json())["data"]
             assert (data["task_id"], data["task_info"]["external_task_id"]) == (task_id, name)
 
 
@@ -73,7 +73,7 @@ async def test_a_service_without_uniqueness_bills_twice() -> None:
         assert (call.emulator.account.accepted, call.emulator.account.images_billed) == ({"x": 2}, 2)
 
 
-async def test_other_clients_are_served() -> None:
+async def test_integers_nulls_and_omitted_fields_are_accepted() -> None:
     """Both dialects accept integers for floats, nulls and omitted fields."""
     async with calling(slots=100) as call:
         image = order()["image"]
@@ -83,11 +83,11 @@ async def test_other_clients_are_served() -> None:
             (DIRECTION, {"image": image, "direction": "top,bottom"}),
         ]
         for path, body in bodies:
-            status, answer = await call("POST", path, json=body)
-            assert (status, answer["code"]) == (200, 0)
-            assert isinstance(answer["data"]["created_at"], int)
-            status, answer = await call("GET", f"{path}/{answer['data']['task_id']}")
-            assert isinstance(answer["data"], dict)
+            status, response = await call("POST", path, json=body)
+            assert (status, response["code"]) == (200, 0)
+            assert isinstance(response["data"]["created_at"], int)
+            status, response = await call("GET", f"{path}/{response['data']['task_id']}")
+            assert isinstance(response["data"], dict)
 
 
 async def test_a_large_body_is_parsed_in_a_thread() -> None:
@@ -114,13 +114,13 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         first = await call.create(external_task_id="a", watermark_info={"enabled": True})
         call.emulator.advance(20)
         before = await call.task(first)
-        async with call.session.get(before["task_result"]["images"][0]["url"]) as answer:
-            picture = await answer.read()
+        async with call.session.get(before["task_result"]["images"][0]["url"]) as response:
+            picture = await response.read()
         second = await call.create(external_task_id="b")
     async with calling(**options) as call:
         after = await call.task("a")
-        async with call.session.get(after["task_result"]["images"][0]["url"]) as answer:
-            assert await answer.read() == picture
+        async with call.session.get(after["task_result"]["images"][0]["url"]) as response:
+            assert await response.read() == picture
         assert after["updated_at"] == before["updated_at"]
         assert (await call.task("b"))["task_status"] == "submitted"
         status, body = await call("POST", EDITING, json=order(external_task_id="a"))
@@ -135,7 +135,7 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     database.close()
 
 
-async def test_a_create_that_cannot_be_stored_holds_nothing(tmp_path: Path) -> None:
+async def test_a_create_that_cannot_be_stored_holds_no_slot(tmp_path: Path) -> None:
     """With a full disk, a create is refused and leaves neither a task nor a used slot."""
     async with calling(state=str(tmp_path / "state.db"), slots=1) as call:
         database = call.emulator.service.store._database

@@ -136,7 +136,7 @@ async def pixels_per_photo(visit: Visit) -> float:
     return box["width"]
 
 
-async def test_the_area_ends_at_three(browser: Browser) -> None:
+async def test_the_area_is_limited_to_3(browser: Browser) -> None:
     """Neither dragging nor typing leads to an area above 3."""
     async with visiting(browser) as visit:
         page = visit.page
@@ -164,7 +164,7 @@ def containing(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text))
 
 
-async def test_one_side_ends_at_two(browser: Browser) -> None:
+async def test_a_ratio_is_limited_to_2(browser: Browser) -> None:
     """A ratio stays within 0 and 2 for every key and number."""
     async with visiting(browser) as visit:
         await visit.choose()
@@ -215,7 +215,7 @@ async def test_arrows_move_an_edge_where_they_point(
         await expect(edge).to_have_attribute("aria-valuetext", containing(f"{round(0.21 * length)} pixels"))
 
 
-async def test_everything_works_with_keys_alone(browser: Browser) -> None:
+async def test_everything_works_by_keyboard(browser: Browser) -> None:
     """Everything works by keyboard alone, and every focused control shows its focus."""
     async with visiting(browser, queue_seconds=0, work_seconds=3) as visit:
         page = visit.page
@@ -301,7 +301,7 @@ async def drop(visit: Visit, name: str, kind: str, content: bytes, *, padding: i
     )
 
 
-async def test_a_photo_is_as_it_is_stored(browser: Browser, tmp_path: Path) -> None:
+async def test_a_photo_is_shown_as_stored(browser: Browser, tmp_path: Path) -> None:
     """A JPEG with an EXIF orientation is measured and shown as stored."""
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -335,7 +335,7 @@ async def test_shapes_agree_with_the_sdk(browser: Browser) -> None:
         )
     for (width, height), shapes in zip(sizes, found, strict=True):
         for name, ratios, size in shapes:
-            ours = least(name, width, height)
+            ours = sdk_ratios(name, width, height)
             if ours is None:
                 assert ratios is None or set(ratios.values()) == {0}
                 continue
@@ -344,7 +344,7 @@ async def test_shapes_agree_with_the_sdk(browser: Browser) -> None:
             assert size == [canvas.width, canvas.height]
 
 
-def least(name: str, width: int, height: int) -> Ratios | None:
+def sdk_ratios(name: str, width: int, height: int) -> Ratios | None:
     """Return the ratios of the SDK for an aspect ratio, or None."""
     try:
         return ToAspect(name).ratios(width, height)
@@ -358,7 +358,7 @@ async def snippet(visit: Visit, language: str) -> str:
     return await visit.page.locator("#snippet").inner_text()
 
 
-async def outcome(words: list[str], folder: Path) -> str:
+async def run_program(words: list[str], folder: Path) -> str:
     """Run a program that must succeed, and return its output."""
     process = await asyncio.create_subprocess_exec(
         *words,
@@ -366,12 +366,12 @@ async def outcome(words: list[str], folder: Path) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    said, trouble = await process.communicate()
-    assert process.returncode == 0, trouble.decode()
-    return said.decode()
+    stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    return stdout.decode()
 
 
-async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Path) -> None:
+async def test_the_code_creates_the_same_task_as_the_button(browser: Browser, tmp_path: Path) -> None:
     """The curl command and the Python program create the same task as the button."""
     name, prompt = 'it\'s $HOME "here".jpg', 'tea & "$5" `ls` \\n it\'s ünï'
     (tmp_path / name).write_bytes((PHOTOS / "coffee.jpg").read_bytes())
@@ -383,10 +383,10 @@ async def test_the_code_does_what_the_button_does(browser: Browser, tmp_path: Pa
         await visit.page.select_option("#n", "2")
         curl, python = await snippet(visit, "curl"), await snippet(visit, "Python")
         await visit.expand()
-        answer = json.loads(await outcome(["bash", "-euc", curl], tmp_path))
-        assert answer["code"] == 0
+        response = json.loads(await run_program(["bash", "-euc", curl], tmp_path))
+        assert response["code"] == 0
         (tmp_path / "program.py").write_text(python, encoding="utf-8")
-        await outcome([sys.executable, "program.py"], tmp_path)
+        await run_program([sys.executable, "program.py"], tmp_path)
         assert len(list((tmp_path / "out").iterdir())) == 2
         tasks = visit.emulator.account.tasks.values()
         assert [(task.ratios, task.n, task.prompt) for task in tasks] == [((0, 0.125, 0.3, 0), 2, prompt)] * 3
@@ -412,7 +412,7 @@ async def test_code_is_copied(browser: Browser) -> None:
 CLIPBOARD = "{ writeText: async (text) => { window.kept = text } }"
 
 
-async def test_other_programs_are_seen_as_they_run(browser: Browser) -> None:
+async def test_tasks_of_other_programs_appear_live(browser: Browser) -> None:
     """A task of the SDK appears with its calls and bodies, without a reload."""
     async with visiting(browser) as visit:
         page, emulator = visit.page, visit.emulator
@@ -447,7 +447,7 @@ async def emulator_call(visit: Visit, method: str, path: str) -> None:
     await visit.page.request.fetch(visit.emulator.url + path, method=method, headers=headers)
 
 
-async def test_faults_are_added_met_and_cleared(browser: Browser) -> None:
+async def test_faults_are_added_applied_and_cleared(browser: Browser) -> None:
     """The panel offers the faults of each call. Added faults take effect and are shown."""
     async with visiting(browser) as visit:
         page = visit.page
@@ -553,7 +553,7 @@ async def test_the_clock_is_advanced(browser: Browser) -> None:
         await expect(page.locator("#time")).to_contain_text("2026")
 
 
-async def test_the_page_survives_the_emulator(browser: Browser) -> None:
+async def test_the_page_reconnects(browser: Browser) -> None:
     """The page shows a lost connection, and after the reconnection it shows everything once."""
     async with visiting(browser) as visit:
         await visit.choose()

@@ -51,13 +51,13 @@ async def test_the_stream_ends_with_the_emulator() -> None:
     """The emulator stops without waiting for open consoles."""
     async with aiohttp.ClientSession() as session:
         async with Emulator(engine="flat") as emulator:
-            answer = await session.get(emulator.url + "/_emulator/events")
-            stream = Stream(answer)
+            response = await session.get(emulator.url + "/_emulator/events")
+            stream = Stream(response)
             await stream.until("state")
         async with asyncio.timeout(30):
             while (await stream.next())[0]:
                 pass
-        answer.release()
+        response.release()
 
 
 async def test_a_console_shows_only_the_newest() -> None:

@@ -43,7 +43,7 @@ async def test_only_the_console_is_served(name: str) -> None:
         assert (await get(call, f"/console/{name}"))[0] == 404
 
 
-async def test_what_the_page_knows() -> None:
+async def test_the_page_receives_its_configuration() -> None:
     """The page receives the key, the engine, the faults with their routes, the codes and the samples."""
     async with calling(api_key="a-key-of-mine") as call:
         known = json.loads((await get(call, "/_emulator/console"))[2])["data"]
@@ -55,7 +55,7 @@ async def test_what_the_page_knows() -> None:
             assert (await get(call, f"/console/{path}"))[0] == 200
 
 
-async def test_pictures_are_shown_without_being_counted() -> None:
+async def test_downloads_by_the_console_are_not_counted() -> None:
     """Downloads by the console are not counted, and no faults apply to them."""
     async with calling(queue_seconds=5, work_seconds=5, clock=lambda: 1e9) as call:
         call.emulator.faults.script("file", "expired")

@@ -15,8 +15,8 @@ from kling_expand.emulator.faults.plan import KINDS, Fault
 async def create(call: Caller) -> tuple[int, str, bytes]:
     """Send a create and return (status, content type, body)."""
     headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
-    async with call.session.post(call.emulator.url + EDITING, json=order(), headers=headers) as answer:
-        return answer.status, answer.content_type, await answer.read()
+    async with call.session.post(call.emulator.url + EDITING, json=order(), headers=headers) as response:
+        return response.status, response.content_type, await response.read()
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ async def test_a_refused_call_has_no_effect_with_a_fault() -> None:
     """A call that would be refused without the fault has no effect with the fault."""
     async with calling() as call:
         call.emulator.faults.script("create", Fault("slow_headers", seconds=0), "html_after")
-        async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
-            assert (answer.status, (await answer.json())["code"]) == (401, 1001)
-        async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
-            assert (answer.status, answer.content_type) == (200, "text/html")
+        async with call.session.post(call.emulator.url + EDITING, json=order()) as response:
+            assert (response.status, (await response.json())["code"]) == (401, 1001)
+        async with call.session.post(call.emulator.url + EDITING, json=order()) as response:
+            assert (response.status, response.content_type) == (200, "text/html")
         assert call.emulator.account.refusals == {1001: 2}
         assert call.emulator.account.tasks == {}
 
@@ -89,23 +89,23 @@ async def test_a_late_create_takes_effect_after_the_reset() -> None:
         assert call.emulator.account.requests["create"] == 1
 
 
-async def test_files_expire_or_stop_half_way() -> None:
+async def test_files_can_expire_or_be_truncated() -> None:
     """An expired URL gets 403, and a truncated picture is a complete HTTP response."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create())
         url = task["task_result"]["images"][0]["url"]
         call.emulator.faults.script("file", "expired", "truncated_picture")
-        async with call.session.get(url) as answer:
-            assert answer.status == 403
-        async with call.session.get(url) as answer:
-            cut = await answer.read()
+        async with call.session.get(url) as response:
+            assert response.status == 403
+        async with call.session.get(url) as response:
+            cut = await response.read()
         with Image.open(io.BytesIO(cut)) as picture, pytest.raises(OSError, match="truncated"):
             picture.load()
-        async with call.session.get(url) as answer:
-            assert len(await answer.read()) // 2 == len(cut)
+        async with call.session.get(url) as response:
+            assert len(await response.read()) // 2 == len(cut)
 
 
-async def test_every_kind_is_carried_out_on_a_file() -> None:
+async def test_every_kind_of_fault_applies_to_a_file() -> None:
     """Every kind of fault leads to a response or to a cut connection."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         task = await call.task(await call.create())
@@ -113,8 +113,8 @@ async def test_every_kind_is_carried_out_on_a_file() -> None:
         for kind in KINDS:
             call.emulator.faults.script("file", Fault(kind, seconds=0))
             try:
-                async with call.session.get(url) as answer:
-                    outcome = len(await answer.read())
+                async with call.session.get(url) as response:
+                    outcome = len(await response.read())
             except aiohttp.ClientError:
                 outcome = -1
             assert outcome >= 0 or kind in {"refused", "reset", "reset_after", "late", "wrong_length"}

@@ -21,13 +21,13 @@ async def test_scripts_are_exact_and_per_route() -> None:
 def test_probabilities_follow_the_seed() -> None:
     """Equal seeds pick the same calls, and their share is close to the probability."""
 
-    def drawn() -> list[bool]:
+    def draw() -> list[bool]:
         faults = FaultPlan(random.Random(7), lambda: 0.0)
         faults.chance("query", "html", 0.1)
         return [faults.pick("query") is not None for _ in range(1000)]
 
-    assert drawn() == drawn()
-    assert 60 < sum(drawn()) < 140
+    assert draw() == draw()
+    assert 60 < sum(draw()) < 140
 
 
 def test_scripts_come_before_probabilities() -> None:
@@ -64,7 +64,7 @@ def test_an_invalid_fault_is_refused(step: Any) -> None:
         parse_fault(step)
 
 
-def test_kinds_are_kept_to_their_routes() -> None:
+def test_a_fault_on_the_wrong_route_is_refused() -> None:
     """A download fault on another route, an unknown route and a wrong probability are refused."""
     faults = FaultPlan(random.Random(0), lambda: 0.0)
     with pytest.raises(ValueError, match="downloads only"):
@@ -75,7 +75,7 @@ def test_kinds_are_kept_to_their_routes() -> None:
         faults.chance("create", "html", 2)
 
 
-def test_faults_for_a_time_end_with_the_clock() -> None:
+def test_timed_faults_end_with_the_clock() -> None:
     """A timed fault applies to every call until its end, after a script and before probabilities."""
     now = 100.0
     faults = FaultPlan(random.Random(0), lambda: now)

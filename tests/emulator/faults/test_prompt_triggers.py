@@ -17,7 +17,7 @@ from support.raw_client import calling, create_code
         ("emulated pastures", (200, 0)),
     ],
 )
-async def test_words_of_a_prompt_refuse(word: str, expected: tuple[int, int]) -> None:
+async def test_trigger_words_cause_refusals(word: str, expected: tuple[int, int]) -> None:
     """Each trigger causes its error code and creates no task. Other words have no effect."""
     async with calling() as call:
         assert await create_code(call, prompt=f"a park, {word}, sunlit") == expected
@@ -31,7 +31,7 @@ async def test_words_of_a_prompt_refuse(word: str, expected: tuple[int, int]) ->
         ("invalid-pixel", "Image pixel is invalid"),
     ],
 )
-async def test_words_of_a_prompt_fail_later(word: str, message: str) -> None:
+async def test_trigger_words_cause_failed_tasks(word: str, message: str) -> None:
     """The task is accepted and processed. It then fails, without pictures and at no cost."""
     async with calling(queue_seconds=1, work_seconds=1) as call:
         task_id = await call.create(prompt=f"emulate-{word}")

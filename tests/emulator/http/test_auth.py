@@ -104,15 +104,15 @@ def test_any_other_header_is_refused(header: str) -> None:
     assert outcome(header)[0] in {1000, 1001, 1002}
 
 
-async def test_refusals_come_as_401_with_an_envelope() -> None:
+async def test_refusals_have_status_401_and_an_envelope() -> None:
     """A refused call gets status 401, a code, a message and a request id, and creates no task."""
     async with calling() as call:
         for header, code in (("", 1001), ("Bearer x", 1002)):
             status, body = await call("POST", EDITING, data=b"{}", headers={"Authorization": header})
             assert (status, body["code"]) == (401, code)
-        async with call.session.get(call.emulator.url + EDITING) as answer:
-            body = await answer.json()
-        assert (answer.status, body["message"]) == (401, "Authorization is empty")
+        async with call.session.get(call.emulator.url + EDITING) as response:
+            body = await response.json()
+        assert (response.status, body["message"]) == (401, "Authorization is empty")
         assert call.emulator.account.refusals == {1001: 2, 1002: 1}
 
 

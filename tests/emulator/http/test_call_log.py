@@ -18,7 +18,7 @@ async def call_of(call: Caller, number: int) -> Any:
     return json.loads((await get(call, f"/_emulator/calls/{number}"))[2])["data"]
 
 
-async def test_calls_are_kept_with_bodies_but_without_secrets() -> None:
+async def test_calls_are_logged_with_bodies_but_without_secrets() -> None:
     """Both bodies can be read, but neither the picture nor the credentials."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
         photo = base64.b64encode(png(400, 300) + b"\0" * 5000).decode()
@@ -39,21 +39,21 @@ async def test_calls_are_kept_with_bodies_but_without_secrets() -> None:
         assert (await get(call, "/_emulator/calls/999"))[0] == 404
 
 
-async def test_a_deeply_nested_body_is_shown_as_it_came() -> None:
+async def test_a_deeply_nested_body_is_logged_unchanged() -> None:
     """A body that is nested too deeply for the parser breaks neither the call nor the log."""
     async with calling() as call:
         await call("POST", EDITING, data=b"[" * 5000)
         assert (await call_of(call, 1))["request"]["body"] == "[" * 5000
 
 
-async def test_broken_calls_are_kept_too() -> None:
+async def test_broken_calls_are_logged_too() -> None:
     """A cut call has no status, a call sent in pieces has no body, and each names its fault."""
     async with calling() as call:
         call.emulator.faults.script("create", "reset_after", "slow_body", "html")
         for _ in range(3):
             try:
-                async with call.session.post(call.emulator.url + EDITING, json=order()) as answer:
-                    await answer.read()
+                async with call.session.post(call.emulator.url + EDITING, json=order()) as response:
+                    await response.read()
             except aiohttp.ClientError:
                 continue
         cut, pieces, html = [await call_of(call, number) for number in (1, 2, 3)]
@@ -71,7 +71,7 @@ async def test_broken_calls_are_kept_too() -> None:
 
 
 @given(st.binary(max_size=3 * MAX_BODY), st.sampled_from([b"", b'{"image":"', b'{"image" : "', b'"image"']))
-def test_bodies_are_bounded(tail: bytes, head: bytes) -> None:
+def test_logged_bodies_are_bounded(tail: bytes, head: bytes) -> None:
     """A logged body has a bounded length, and a short one is unchanged."""
     body = head + tail
     kept = shortened(body)

@@ -19,8 +19,8 @@ async def test_the_clock_is_advanced_over_http() -> None:
         await call("POST", "/_emulator/advance", json={"seconds": 10})
         status, body = await call("GET", f"{EDITING}/{task_id}")
         assert (status, body["message"]) == (400, f"Task not found by id/external id: {task_id}")
-        async with call.session.get(url) as answer:
-            assert answer.status == 404
+        async with call.session.get(url) as response:
+            assert response.status == 404
         assert await call.create(external_task_id="x") != task_id
 
 
@@ -43,7 +43,7 @@ async def test_settings_change_over_http() -> None:
         assert (await call("POST", EDITING, json=order(n=3)))[0] == 200
         for bad in (
             {"port": 1},
-            {"colour": 1},
+            {"color": 1},
             {"slots": "3"},
             {"slots": True},
             {"slots": -1},
@@ -62,9 +62,9 @@ async def test_state_shows_counts_but_no_secret() -> None:
     async with calling(queue_seconds=0, work_seconds=0, secret_key="hush" * 8) as call:
         await call.create(n=2, external_task_id="x", prompt="a park")
         await call("GET", EDITING + "/unknown")
-        async with call.session.get(call.emulator.url + "/_emulator") as answer:
-            text = await answer.text()
-            account = (await answer.json())["data"]["account"]
+        async with call.session.get(call.emulator.url + "/_emulator") as response:
+            text = await response.text()
+            account = (await response.json())["data"]["account"]
         assert "hush" not in text
         assert call.emulator.api_key not in text
         assert account["requests"] == {"create": 1, "query": 1}
@@ -86,14 +86,14 @@ async def test_faults_can_be_set_over_http() -> None:
             {"route": "query", "kind": "error", "code": 1302, "probability": 1},
             {"route": "create", "kind": "error", "code": 1103, "duration": 10},
         ):
-            status, answer = await call("POST", "/_emulator/faults", json=body)
+            status, response = await call("POST", "/_emulator/faults", json=body)
             assert status == 200
-        waiting = answer["data"]["faults"]
+        waiting = response["data"]["faults"]
         assert [step["kind"] for step in waiting["list"]["script"]] == ["ok", "error", "html"]
         assert [step["code"] for step in waiting["create"]["timed"]] == [1103]
         assert (await call("GET", EDITING + "/1"))[1]["code"] == 1302
-        status, answer = await call("DELETE", "/_emulator/faults")
-        assert answer["data"]["faults"]["query"] == {"script": [], "timed": [], "chances": []}
+        status, response = await call("DELETE", "/_emulator/faults")
+        assert response["data"]["faults"]["query"] == {"script": [], "timed": [], "chances": []}
         nonsense: list[dict[str, Any]] = [
             {},
             {"route": []},
@@ -107,5 +107,5 @@ async def test_faults_can_be_set_over_http() -> None:
             {"route": "list", "kind": "html", "duration": 1, "probability": 1},
         ]
         for bad in nonsense:
-            status, answer = await call("POST", "/_emulator/faults", json=bad)
-            assert (status, answer["code"]) == (400, 1201), bad
+            status, response = await call("POST", "/_emulator/faults", json=bad)
+            assert (status, response["code"]) == (400, 1201), bad

@@ -20,12 +20,12 @@ QUICK: dict[str, Any] = {"slots": 10**6, "callback_attempts": 0, "queue_seconds"
 
 async def read(call: Caller) -> dict[str, Any]:
     """Return the document, which needs no credentials."""
-    async with call.session.get(call.emulator.url + "/openapi.json") as answer:
-        document: dict[str, Any] = await answer.json()
+    async with call.session.get(call.emulator.url + "/openapi.json") as response:
+        document: dict[str, Any] = await response.json()
         return document
 
 
-async def tried(emulator: Emulator, document: str, place: Path, *more: str) -> tuple[int, str]:
+async def run_schemathesis(emulator: Emulator, document: str, place: Path, *more: str) -> tuple[int, str]:
     """Run schemathesis against the emulator and return (exit code, output)."""
     credentials = f"--header=Authorization: Bearer {emulator.api_key}"
     process = await asyncio.create_subprocess_exec(
@@ -72,7 +72,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path, forms: dict[str, Any])
     few = ["--max-examples=4"] if forms else []
     async with calling(**QUICK, **forms) as call:
         document = call.emulator.url + "/openapi.json"
-        code, output = await tried(call.emulator, document, tmp_path, *few)
+        code, output = await run_schemathesis(call.emulator, document, tmp_path, *few)
         assert code == 0, output
         assert call.emulator.account.refusals[5000] == 0
         assert len(call.emulator.account.tasks) > (3 if forms else 20)
@@ -84,12 +84,14 @@ async def test_schemathesis_finds_an_error(tmp_path: Path) -> None:
     async with calling(**QUICK) as call:
         document = await read(call)
         text = json.dumps(document).replace('"maximum": 9', '"maximum": 20')
-        lie = text.replace('"task_status_msg"', '"colour"')
-        (tmp_path / "lie.json").write_text(lie)
-        code, output = await tried(call.emulator, str(tmp_path / "lie.json"), tmp_path, "--max-examples=5")
+        wrong = text.replace('"task_status_msg"', '"color"')
+        (tmp_path / "wrong.json").write_text(wrong)
+        code, output = await run_schemathesis(
+            call.emulator, str(tmp_path / "wrong.json"), tmp_path, "--max-examples=5"
+        )
         assert code == 1
         assert "good data were refused: n must be an integer between 1 and 9" in output
-        assert "'colour' is a required property" in output or '"colour" is a required property' in output
+        assert "'color' is a required property" in output or '"color" is a required property' in output
 
 
 async def test_the_document_follows_the_settings() -> None:
@@ -99,8 +101,8 @@ async def test_the_document_follows_the_settings() -> None:
         assert "final_balance_deduction" not in text
         assert '"succeeded"' in text
         paths = (await read(call))["paths"]
-        answer = paths[EDITING + "/{id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
-        assert answer["properties"]["data"]["type"] == "array"
+        schema = paths[EDITING + "/{id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert schema["properties"]["data"]["type"] == "array"
         assert {EDITING, DIRECTION} <= set(paths)
 
 

@@ -28,8 +28,8 @@ async def test_retry_after_has_two_formats_or_none(form: str) -> None:
     async with calling(rate_limit=1, rate_limit_window=3.5, retry_after_format=form, **FROZEN) as call:
         await call("GET", EDITING)
         headers = {"Authorization": f"Bearer {call.emulator.api_key}"}
-        async with call.session.get(call.emulator.url + EDITING, headers=headers) as answer:
-            header = answer.headers.get("Retry-After")
+        async with call.session.get(call.emulator.url + EDITING, headers=headers) as response:
+            header = response.headers.get("Retry-After")
         if form == "none":
             assert header is None
             return

@@ -10,10 +10,17 @@ from support.raw_client import EDITING, Caller, calling, get, order
 from kling_expand.emulator.http.same_origin import is_loopback, same_origin_only
 from kling_expand.emulator.settings import Settings
 
-WALLS = ["/", "/console/main.js", "/_emulator", "/_emulator/console", "/_emulator/events", "/_emulator/tasks"]
+CONSOLE_PATHS = [
+    "/",
+    "/console/main.js",
+    "/_emulator",
+    "/_emulator/console",
+    "/_emulator/events",
+    "/_emulator/tasks",
+]
 
 
-@pytest.mark.parametrize("path", WALLS)
+@pytest.mark.parametrize("path", CONSOLE_PATHS)
 async def test_security_headers_are_sent(path: str) -> None:
     """The console sends a strict Content-Security-Policy and is not cached."""
     async with calling() as call:
@@ -31,8 +38,8 @@ async def test_security_headers_are_sent(path: str) -> None:
             assert "access-control-allow-origin" not in headers
 
 
-@pytest.mark.parametrize("path", WALLS)
-async def test_only_names_of_this_machine_are_answered(path: str) -> None:
+@pytest.mark.parametrize("path", CONSOLE_PATHS)
+async def test_only_names_of_this_machine_are_accepted(path: str) -> None:
     """On a loopback address, only the names of this machine with the right port are accepted."""
     async with calling() as call:
         port = call.emulator.url.rpartition(":")[2]
@@ -56,7 +63,7 @@ async def test_only_names_of_this_machine_are_answered(path: str) -> None:
         ({"forwarded": True}, 401),
     ],
 )
-async def test_default_credentials_are_taken_by_local_names_only(
+async def test_default_credentials_are_accepted_only_by_local_names(
     settings: dict[str, Any], status: int
 ) -> None:
     """A page whose name was rebound to this machine cannot use the public default credentials."""
@@ -77,8 +84,8 @@ async def test_a_public_address_accepts_any_host() -> None:
 
 async def post(call: Caller, path: str, body: Any, **headers: str) -> tuple[int, str]:
     """Send a POST with these headers, and return the status and the text of the response."""
-    async with call.session.post(call.emulator.url + path, json=body, headers=headers) as answer:
-        return answer.status, await answer.text()
+    async with call.session.post(call.emulator.url + path, json=body, headers=headers) as response:
+        return response.status, await response.text()
 
 
 async def test_requests_of_other_pages_are_refused() -> None:
@@ -89,8 +96,10 @@ async def test_requests_of_other_pages_are_refused() -> None:
         secure = mine.replace("http", "https")
         for origin in ("http://evil.example", "null", other_port, secure, mine + "0"):
             assert (await post(call, "/_emulator/advance", {"seconds": 5}, Origin=origin))[0] == 403
-            async with call.session.delete(mine + "/_emulator/faults", headers={"Origin": origin}) as answer:
-                assert answer.status == 403
+            async with call.session.delete(
+                mine + "/_emulator/faults", headers={"Origin": origin}
+            ) as response:
+                assert response.status == 403
         for site in ("cross-site", "same-site"):
             headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
             assert (await post(call, "/_emulator/advance", {"seconds": 5}, **headers))[0] == 403

@@ -61,8 +61,8 @@ async def test_the_newer_form_of_a_task() -> None:
     options: dict[str, Any] = {"task_format": "outputs", "queue_seconds": 10, "work_seconds": 0}
     async with calling(clock=lambda: 1_700_000_000.0, **options) as call:
         body = order(n=2, external_task_id="mine", watermark_info={"enabled": True})
-        _, answer = await call("POST", EDITING, json=body)
-        made = answer["data"]
+        _, response = await call("POST", EDITING, json=body)
+        made = response["data"]
         assert made == {
             "id": made["id"],
             "external_id": "mine",
@@ -88,8 +88,8 @@ async def test_the_newer_form_of_a_task() -> None:
 async def test_a_failure_in_the_newer_form() -> None:
     """A failed task has its message, no outputs and no billing."""
     async with calling(task_format="outputs", queue_seconds=0, work_seconds=0) as call:
-        _, answer = await call("POST", EDITING, json=order(prompt="emulate-risk-control"))
-        task = await call.task(answer["data"]["id"])
+        _, response = await call("POST", EDITING, json=order(prompt="emulate-risk-control"))
+        task = await call.task(response["data"]["id"])
         assert (task["status"], task["message"]) == ("failed", "Failure to pass the risk control system")
         assert (task["outputs"], task["billing"]) == ([], [])
 
@@ -99,8 +99,8 @@ async def test_a_success_can_come_before_its_images(form: str) -> None:
     """A successful task lists no images for `images_lag` seconds, and all of them afterwards."""
     options: dict[str, Any] = {"task_format": form, "images_lag": 5, "queue_seconds": 0, "work_seconds": 0}
     async with calling(clock=lambda: 1e9, **options) as call:
-        _, answer = await call("POST", EDITING, json=order(external_task_id="mine", n=2))
-        assert answer["code"] == 0
+        _, response = await call("POST", EDITING, json=order(external_task_id="mine", n=2))
+        assert response["code"] == 0
         shown = []
         for seconds in (0, 4.9, 0.1):
             call.emulator.advance(seconds)

@@ -33,7 +33,7 @@ def refusal(dialect: str, body: Any) -> tuple[int, str]:
     return 0, ""
 
 
-def four(*ratios: float) -> dict[str, Any]:
+def four_ratios(*ratios: float) -> dict[str, Any]:
     """Return the fields of the four ratios: up, down, left and right."""
     return {f"{side}_expansion_ratio": ratio for side, ratio in zip(validation.SIDES, ratios, strict=True)}
 
@@ -70,7 +70,7 @@ def encoded(picture: bytes) -> str:
         {"image": encoded(png(750, 300))},
     ],
 )
-def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
+def test_allowed_values_are_accepted(changes: dict[str, Any]) -> None:
     """The ends of every range, nulls, integers for floats and unknown fields are accepted."""
     assert refusal("editing", order(**changes)) == (0, "")
 
@@ -100,11 +100,11 @@ def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
         ({"up_expansion_ratio": 2.01}, "up_expansion_ratio must be between 0 and 2"),
         ({"up_expansion_ratio": 10**400}, "up_expansion_ratio is out of range"),
         (
-            four(0, 0, 0, 0),
+            four_ratios(0, 0, 0, 0),
             "at least one expansion ratio must be greater than 0",
         ),
         (
-            four(0.37, 0.37, 0.37, 0.37),
+            four_ratios(0.37, 0.37, 0.37, 0.37),
             "the total area of the new image must not exceed 3 times that of the original image",
         ),
         ({"n": 0}, "n must be an integer between 1 and 9"),
@@ -119,7 +119,7 @@ def test_what_is_allowed_is_accepted(changes: dict[str, Any]) -> None:
         ({"watermark_info": {"enabled": "yes"}}, "watermark_info.enabled must be a boolean"),
     ],
 )
-def test_what_is_forbidden_is_named(changes: dict[str, Any], message: str) -> None:
+def test_a_broken_rule_is_named(changes: dict[str, Any], message: str) -> None:
     """A request that breaks a rule gets 1201, with a message that names the rule."""
     assert refusal("editing", order(**changes)) == (1201, message)
 

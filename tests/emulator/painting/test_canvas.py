@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kling_expand.emulator.painting.canvas import MAX_SIDE, TIER, Canvas, fit_canvas
 
 
-def test_canvas_matches_what_was_seen_live() -> None:
+def test_canvas_matches_the_live_service() -> None:
     """640x480 with right 0.5 gives the size that was observed on the live service."""
     assert Canvas(1664, 832, (0, 0, 1109, 832)) == fit_canvas(640, 480, (0, 0, 0, 0.5))
 
@@ -23,7 +23,7 @@ ratios = st.floats(0, 2, allow_subnormal=False)
 
 
 @given(sides, sides, ratios, ratios, ratios, ratios)
-def test_canvas_keeps_the_aspect_and_the_place(  # noqa: PLR0917 - two sizes, four sides
+def test_canvas_keeps_the_aspect_and_the_position(  # noqa: PLR0917 - two sizes, four sides
     width: int, height: int, up: float, down: float, left: float, right: float
 ) -> None:
     """The sides and the box are within one pixel of their exact values."""
@@ -54,7 +54,7 @@ def test_canvas_is_capped_for_any_aspect(width: int, height: int, up: float, lef
 
 
 @pytest.mark.parametrize("bad", [(0, 40, 0), (60, 40, -0.1), (60, 40, float("nan")), (60, 40, float("inf"))])
-def test_canvas_refuses_what_has_no_size(bad: tuple[int, int, float]) -> None:
+def test_canvas_refuses_empty_pictures_and_invalid_ratios(bad: tuple[int, int, float]) -> None:
     """Empty pictures and ratios that are negative or infinite raise ValueError."""
     with pytest.raises(ValueError, match="no canvas"):
         fit_canvas(bad[0], bad[1], (0, 0, 0, bad[2]))

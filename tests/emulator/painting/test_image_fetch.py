@@ -29,7 +29,7 @@ async def endless(request: web.Request) -> web.StreamResponse:
         await response.write(bytes(1_000_000))
 
 
-async def onwards(request: web.Request) -> web.Response:
+async def redirect(request: web.Request) -> web.Response:
     """Redirect to /hop/<n-1> and finally to the picture, or to the URL in `to`."""
     left = int(request.match_info["left"])
     where = request.query.get("to") or (f"/hop/{left - 1}" if left else "/picture")
@@ -47,7 +47,7 @@ async def host() -> AsyncIterator[str]:
     app = web.Application()
     for path, handler in (("picture", picture), ("small", small), ("endless", endless), ("missing", missing)):
         app.router.add_get(f"/{path}", handler)
-    app.router.add_get("/hop/{left}", onwards)
+    app.router.add_get("/hop/{left}", redirect)
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -57,7 +57,7 @@ async def host() -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def ended(call: Caller, image: str) -> tuple[str, str]:
+async def task_outcome(call: Caller, image: str) -> tuple[str, str]:
     """Wait until a task for this image has ended, and return (status, message)."""
     task_id = await call.create(image=image)
     await call.emulator.painted()
@@ -69,10 +69,10 @@ async def test_an_image_is_fetched_and_expanded() -> None:
     """An image at a URL is expanded, even after a few redirects."""
     async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
         for path in ("/picture", "/hop/4"):
-            assert await ended(call, url + path) == ("succeed", "")
+            assert await task_outcome(call, url + path) == ("succeed", "")
         _, body = await call("GET", EDITING)
-        async with call.session.get(body["data"][0]["task_result"]["images"][0]["url"]) as answer:
-            assert (answer.status, answer.content_type) == (200, "image/png")
+        async with call.session.get(body["data"][0]["task_result"]["images"][0]["url"]) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ async def test_an_image_is_fetched_and_expanded() -> None:
 async def test_a_failed_download_fails_the_task(path: str, message: str) -> None:
     """A failed download fails the task later, with the reason."""
     async with host() as url, calling(allow_private=True, queue_seconds=0, work_seconds=0) as call:
-        assert await ended(call, url + path) == ("failed", message)
+        assert await task_outcome(call, url + path) == ("failed", message)
 
 
 async def test_a_slow_server_times_out() -> None:
@@ -129,7 +129,7 @@ async def test_private_addresses_are_refused(url: str) -> None:
 async def test_names_of_private_addresses_are_refused() -> None:
     """A name with only private addresses fails the task."""
     async with calling(queue_seconds=0, work_seconds=0) as call:
-        status, message = await ended(call, "http://localhost:1/x.png")
+        status, message = await task_outcome(call, "http://localhost:1/x.png")
         assert status == "failed"
         assert "is not a public address" in message
 

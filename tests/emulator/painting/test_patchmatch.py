@@ -27,7 +27,7 @@ def expanded(name: str, ratios: Ratios, seed: int = 1) -> tuple[Image.Image, Ima
     return original, result, fit_canvas(*original.size, ratios)
 
 
-def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
+def test_a_photo_is_continued_to_wide_screen() -> None:
     """The middle is the original, and the new sides are not flat, black or mirrored."""
     original, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     back = result.crop(place.box).resize(original.size, Image.Resampling.LANCZOS)
@@ -46,7 +46,7 @@ def test_coffee_to_wide_screen_is_a_photograph_still() -> None:
         assert np.abs(strip - edge[:, ::-1]).mean() > 12
 
 
-def test_the_seam_does_not_show() -> None:
+def test_the_seam_is_invisible() -> None:
     """Colors change across the seam as much as between columns near it."""
     _, result, place = expanded("coffee.jpg", (0, 0, 0.0926, 0.0926))
     pixels = floats(result)
@@ -69,7 +69,7 @@ def test_seeds_decide_the_picture() -> None:
 @pytest.mark.parametrize(
     "ratios", [(0.5, 0, 0, 0), (0, 0.5, 0, 0), (0, 0, 0.5, 0), (0, 0, 0, 0.5), (0.3,) * 4]
 )
-def test_every_direction_is_filled_with_light_and_grain(ratios: Ratios) -> None:
+def test_every_side_is_filled_with_brightness_and_grain(ratios: Ratios) -> None:
     """A new side has grain and the brightness of the nearest part of the original."""
     picture = grain()
     place = Canvas(*_around(picture.size, ratios))
@@ -95,7 +95,7 @@ def _around(size: tuple[int, int], ratios: Ratios) -> tuple[int, int, tuple[int,
     return width + left + right, height + up + down, (left, up, left + width, up + height)
 
 
-def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
+def test_fine_grain_continues_in_the_new_area() -> None:
     """The new area has grain that the small canvas does not contain."""
     picture = grain(900, 120)
     pixels = floats(patchmatch.paint_patches(picture, Canvas(1050, 120, (0, 0, 900, 120)), seed=1))
@@ -103,7 +103,7 @@ def test_grain_finer_than_the_small_canvas_goes_on_outside() -> None:
     assert rough[905:1045].mean() > 0.7 * np.abs(np.diff(floats(picture), axis=1)).mean()
 
 
-def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
+def test_a_gradient_continues_beyond_the_seam() -> None:
     """A smooth gradient continues beyond the seam without a crease."""
     rows = np.linspace(60, 180, 80)[:, None, None] + np.zeros((80, 100, 3))
     place = Canvas(100, 120, (0, 40, 100, 120))
@@ -114,7 +114,7 @@ def test_a_sky_that_darkens_upwards_goes_on_so() -> None:
     assert pixels[34] < pixels[40] + 1
 
 
-def test_the_guide_keeps_up_up_and_beside_beside() -> None:
+def test_the_guide_of_an_outside_pixel_is_near_its_side() -> None:
     """The guide of an inside pixel is its own position, and that of an outside pixel is near its side."""
     place = Canvas(200, 140, (40, 30, 160, 110))
     where = patchmatch.guide(place, seed=1)

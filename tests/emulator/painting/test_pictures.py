@@ -23,7 +23,7 @@ def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG"]), st.integers(min_value=0), st.integers(0, 255))
-def test_a_wrong_byte_raises_picture_error_at_most(kind: str, at: int, value: int) -> None:
+def test_a_damaged_picture_raises_only_picture_error(kind: str, at: int, value: int) -> None:
     """A damaged picture either decodes to its size or raises PictureError."""
     data = bytearray(saved(photo(24, 16), kind))
     data[at % len(data)] = value
@@ -50,7 +50,7 @@ def test_a_second_header_is_refused_before_its_pixels_are_decoded() -> None:
         pictures.decode(data)
 
 
-def test_a_lying_header_is_refused() -> None:
+def test_a_header_that_claims_too_many_pixels_is_refused() -> None:
     """A picture with fewer pixels than its header claims is refused as broken."""
     with pytest.raises(PictureError, match="broken png"):
         pictures.decode(claimed(300, 300))
@@ -64,7 +64,7 @@ def test_any_png_mode_decodes_as_a_viewer_shows_it(mode: str) -> None:
     assert np.abs(np.asarray(pictures.decode(saved(source))).astype(int) - expected).max() <= 1
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     """A transparent pixel becomes white, and a half-transparent black one becomes gray."""
     source = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
     source.putpixel((1, 0), (0, 0, 0, 128))
@@ -82,7 +82,7 @@ def test_sixteen_bits_are_scaled_not_cut() -> None:
     assert [np.asarray(pictures.decode(saved(source)))[0, x, 0] for x in range(3)] == [0, 128, 255]
 
 
-def test_a_cmyk_jpeg_keeps_its_colours() -> None:
+def test_a_cmyk_jpeg_keeps_its_colors() -> None:
     """A CMYK JPEG keeps its colors and is not inverted."""
     source = photo(32, 24)
     decoded = np.asarray(pictures.decode(saved(source.convert("CMYK"), "JPEG", quality=95))).astype(float)
@@ -91,7 +91,7 @@ def test_a_cmyk_jpeg_keeps_its_colours() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize(("space", "kept"), [(b"RGB ", True), (b"GRAY", False), (b"CMYK", False)])
-def test_a_profile_of_rgb_is_kept(kind: str, space: bytes, *, kept: bool) -> None:
+def test_an_rgb_profile_is_kept(kind: str, space: bytes, *, kept: bool) -> None:
     """The result has the RGB profile of its original, and a profile of another color space is dropped."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = space
@@ -113,7 +113,7 @@ def test_pixels_are_taken_as_stored() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_original_lies_untouched_in_its_box(kind: str) -> None:
+def test_the_original_is_unchanged_in_its_box(kind: str) -> None:
     """The box of the result, scaled back, is the original."""
     data = saved(photo(300, 200), kind)
     made = pictures.outpaint(data, (0.25, 0, 0, 0.5), seed=3, engine="flat")
@@ -125,14 +125,14 @@ def test_the_original_lies_untouched_in_its_box(kind: str) -> None:
     assert (made.media_type, made.engine, made.watermarked) == ("image/png", "flat", None)
 
 
-def test_a_picture_survives_the_way_between_processes() -> None:
+def test_a_picture_can_be_pickled() -> None:
     """A result can be pickled, and its repr contains no bytes of the picture."""
     made = pictures.outpaint(saved(photo()), (0, 0, 0, 0.5), seed=1, engine="flat", watermark=True)
     assert made == pickle.loads(pickle.dumps(made))
     assert "PNG" not in repr(made)
 
 
-def test_the_mark_is_drawn_on_a_copy_only() -> None:
+def test_the_watermark_is_drawn_only_on_a_copy() -> None:
     """The translucent watermark changes only the lower right of a copy."""
     made = pictures.outpaint(saved(photo()), (0, 0, 0, 0.5), seed=1, engine="flat", watermark=True)
     assert made.watermarked is not None
@@ -145,15 +145,15 @@ def test_the_mark_is_drawn_on_a_copy_only() -> None:
     assert (pixels(made.watermarked)[difference > 30] < 255).any(axis=1).all()
 
 
-@pytest.mark.parametrize("colour", ["black", "white", "gray"])
-def test_the_mark_reads_on_any_ground(colour: str) -> None:
+@pytest.mark.parametrize("color", ["black", "white", "gray"])
+def test_the_watermark_is_legible_on_any_background(color: str) -> None:
     """The watermark has enough contrast on black, white and gray."""
-    marked = np.asarray(pictures.watermarked(Image.new("RGB", (400, 300), colour))).astype(float)
+    marked = np.asarray(pictures.watermarked(Image.new("RGB", (400, 300), color))).astype(float)
     assert np.ptp(marked[250:, 200:]) > 60
 
 
 @pytest.mark.parametrize("misregister", ["3,-2,1", "0.4,0.7,1.006", "-5,0,0.99"])
-def test_a_misregistered_picture_lies_where_the_setting_says(misregister: str) -> None:
+def test_a_misregistered_picture_is_moved_and_scaled(misregister: str) -> None:
     """A white square moves by the given shifts and grows by the scale, to a tenth of a pixel."""
     shift_x, shift_y, scale = map(float, misregister.split(","))
     before = np.zeros((200, 300, 3), np.uint8)
@@ -171,7 +171,7 @@ def test_a_misregistered_picture_has_no_empty_edge() -> None:
     assert pictures.misregistered(white, -30, 20, 0.9).getcolors() == [(64 * 48, (255, 255, 255))]
 
 
-def test_outpaint_takes_a_misregistration() -> None:
+def test_outpaint_applies_a_misregistration() -> None:
     """With a misregistration, the original is outside its box, and the picture keeps its size."""
     data = saved(photo(300, 200))
     exact, moved = (

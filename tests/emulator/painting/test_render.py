@@ -25,9 +25,9 @@ async def test_the_real_engine_paints() -> None:
         await call.emulator.painted()
         task = await call.task(task_id)
         assert task["task_status"] == "succeed"
-        async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
-            assert answer.headers["X-Engine"] == "patchmatch"
-            with Image.open(io.BytesIO(await answer.read())) as picture:
+        async with call.session.get(task["task_result"]["images"][0]["url"]) as response:
+            assert response.headers["X-Engine"] == "patchmatch"
+            with Image.open(io.BytesIO(await response.read())) as picture:
                 picture.load()
 
 
@@ -70,8 +70,8 @@ async def test_a_picture_that_cannot_be_painted_fails_its_task() -> None:
             if status == "failed":
                 assert task["task_status_msg"].startswith("Image pixel is invalid: broken png")
                 continue
-            async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
-                assert answer.status == 404
+            async with call.session.get(task["task_result"]["images"][0]["url"]) as response:
+                assert response.status == 404
 
 
 async def test_a_task_keeps_the_misregistration_of_its_create() -> None:
@@ -81,8 +81,8 @@ async def test_a_task_keeps_the_misregistration_of_its_create() -> None:
         async def picture(task_id: str) -> bytes:
             await call.emulator.painted()
             task = await call.task(task_id)
-            async with call.session.get(task["task_result"]["images"][0]["url"]) as answer:
-                return bytes(await answer.read())
+            async with call.session.get(task["task_result"]["images"][0]["url"]) as response:
+                return bytes(await response.read())
 
         noise = np.random.default_rng(1).integers(0, 255, (300, 300, 3), np.uint8)
         photo = base64.b64encode(saved(Image.fromarray(noise))).decode()

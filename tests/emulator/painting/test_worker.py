@@ -51,15 +51,15 @@ def test_an_incomplete_message_is_an_end_of_file() -> None:
 
 def test_an_exception_becomes_a_response() -> None:
     """An exception during painting is sent back, and the worker continues."""
-    asks, answers = io.BytesIO(), io.BytesIO()
+    requests, responses = io.BytesIO(), io.BytesIO()
     for engine in ("unheard of", "flat"):
-        send(asks, {"ratios": RATIOS, "options": {"seed": 0, "engine": engine}}, png())
-    asks.seek(0)
-    serve(asks, answers)
-    answers.seek(0)
-    head, parts = receive(answers)
+        send(requests, {"ratios": RATIOS, "options": {"seed": 0, "engine": engine}}, png())
+    requests.seek(0)
+    serve(requests, responses)
+    responses.seek(0)
+    head, parts = receive(responses)
     assert ("unheard of" in head["error"], parts) == (True, [])
-    head, parts = receive(answers)
+    head, parts = receive(responses)
     assert (head["error"], len(parts)) == ("", 1)
 
 

@@ -22,15 +22,15 @@ def key(seed: int = 0, engine: str = "flat", *, watermark: bool = False) -> Pict
     return PictureKey("digest", RATIOS, seed, engine, watermark)
 
 
-class Shelf:
+class CountedOriginal:
     """An original that counts how often it is read."""
 
     def __init__(self, image: bytes) -> None:
         self.image = image
-        self.asked = 0
+        self.reads = 0
 
     async def __call__(self) -> bytes:
-        self.asked += 1
+        self.reads += 1
         return self.image
 
 
@@ -46,29 +46,29 @@ async def painting(cache_bytes: int = 256_000_000) -> AsyncIterator[WorkerPool]:
 
 async def test_concurrent_calls_share_one_painting() -> None:
     """Concurrent calls for a picture paint it once, and later calls read the cache."""
-    shelf = Shelf(png())
+    original = CountedOriginal(png())
     async with painting() as painter:
-        pictures = await asyncio.gather(*(painter.paint(key(), shelf) for _ in range(5)))
+        pictures = await asyncio.gather(*(painter.paint(key(), original) for _ in range(5)))
         assert len(set(pictures)) == 1
-        assert await painter.paint(key(), shelf) == pictures[0]
-        assert shelf.asked == 1
+        assert await painter.paint(key(), original) == pictures[0]
+        assert original.reads == 1
 
 
 async def test_a_dropped_picture_is_painted_again() -> None:
     """A picture dropped from the cache is painted again with equal bytes."""
-    shelf = Shelf(png())
+    original = CountedOriginal(png())
     async with painting(cache_bytes=1) as painter:
-        first = await painter.paint(key(1), shelf)
-        assert await painter.paint(key(2), shelf) != first
-        assert await painter.paint(key(1), shelf) == first
-        assert shelf.asked == 3
+        first = await painter.paint(key(1), original)
+        assert await painter.paint(key(2), original) != first
+        assert await painter.paint(key(1), original) == first
+        assert original.reads == 3
 
 
 async def test_cancelling_one_call_affects_no_other() -> None:
     """After one call is cancelled, painting continues for the other calls."""
-    shelf = Shelf(png())
+    original = CountedOriginal(png())
     async with painting() as painter:
-        waiters = [asyncio.ensure_future(painter.paint(key(), shelf)) for _ in range(2)]
+        waiters = [asyncio.ensure_future(painter.paint(key(), original)) for _ in range(2)]
         await asyncio.sleep(0)
         waiters[0].cancel()
         assert (await waiters[1])[0].startswith(b"\x89PNG")
@@ -79,26 +79,26 @@ async def test_a_broken_original_raises(engine: str) -> None:
     """A broken original raises an error, in this process and in a worker, without later effects."""
     async with painting() as painter:
         with pytest.raises(PictureError, match="broken png"):
-            await painter.paint(key(1, engine), Shelf(BROKEN))
-        assert (await painter.paint(key(2, "flat"), Shelf(png())))[1] is None
+            await painter.paint(key(1, engine), CountedOriginal(BROKEN))
+        assert (await painter.paint(key(2, "flat"), CountedOriginal(png())))[1] is None
 
 
 async def test_a_killed_process_is_replaced() -> None:
     """When a worker is killed, a new one paints its picture."""
     async with painting() as painter:
         with pytest.raises(PictureError):
-            await painter.paint(key(1, "patchmatch"), Shelf(BROKEN))
+            await painter.paint(key(1, "patchmatch"), CountedOriginal(BROKEN))
         (worker,) = painter._workers
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(PictureError):
-            await painter.paint(key(2, "patchmatch"), Shelf(BROKEN))
+            await painter.paint(key(2, "patchmatch"), CountedOriginal(BROKEN))
         assert len(painter._workers) == 2
 
 
-async def test_closing_stops_what_is_being_painted() -> None:
+async def test_closing_stops_a_running_painting() -> None:
     """Closing the pool ends a running painting at once."""
     painter = WorkerPool()
-    waiter = asyncio.ensure_future(painter.paint(key(1, "patchmatch"), Shelf(png(1500, 1500))))
+    waiter = asyncio.ensure_future(painter.paint(key(1, "patchmatch"), CountedOriginal(png(1500, 1500))))
     while not painter._workers:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.001)
     await painter.aclose()

@@ -9,7 +9,7 @@ from support.raw_client import EDITING, calling
 from kling_expand.emulator.state.account import Account
 
 
-def test_ids_of_digits_grow() -> None:
+def test_numeric_ids_increase() -> None:
     """An id has 18 digits and is greater than the one before, even while the clock stands still."""
     account = Account(retention_seconds=60)
     ids = [account.new_id(now) for now in (1e9, 1e9, 1e9 + 1, 1e9)]

@@ -5,7 +5,7 @@ import asyncio
 from kling_expand.emulator.state.background import BackgroundTasks
 
 
-async def test_closing_cancels_what_runs() -> None:
+async def test_closing_cancels_running_tasks() -> None:
     """`aclose` cancels running tasks and waits for them. Tasks that have ended are not kept."""
     background, ended = BackgroundTasks(), asyncio.Event()
 

@@ -16,18 +16,18 @@ SECRET = "whsec_dGVzdHNlY3JldHRlc3RzZWNyZXR0ZXN0c2VjcmV0MTI="
 
 
 class Receiver:
-    """A server that stores the callbacks it receives, and responds with the status in `answer`."""
+    """A server that stores the callbacks it receives, and responds with the status from `next_status`."""
 
     def __init__(self) -> None:
         self.url = ""
         self.calls: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
-        self.answer: Callable[[], int] = lambda: 200
+        self.next_status: Callable[[], int] = lambda: 200
         self.headers: dict[str, str] = {}
 
     async def handle(self, request: web.Request) -> web.Response:
         """Store a callback and respond."""
         headers = {name.lower(): value for name, value in request.headers.items()}
-        status = self.answer()
+        status = self.next_status()
         self.calls.put_nowait((headers, await request.read()))
         return web.Response(status=status, headers=self.headers)
 
@@ -89,7 +89,7 @@ async def test_advancing_the_clock_skips_no_status() -> None:
         assert await receiver.statuses(3) == ["submitted", "processing", "succeed"]
 
 
-async def test_calls_can_be_repeated_and_out_of_order() -> None:
+async def test_callbacks_can_be_repeated_and_out_of_order() -> None:
     """With `shuffled`, all callbacks are sent at the end, repeated and in any order."""
     options = {"callback_order": "shuffled", "callback_repeats": 3, "queue_seconds": 5, "work_seconds": 5}
     async with receiving() as receiver, calling(allow_private=True, **options) as call:
@@ -114,7 +114,7 @@ async def test_an_independent_library_accepts_the_signature() -> None:
         assert ids[0] != ids[2]
 
 
-async def test_unsigned_calls_carry_no_signature() -> None:
+async def test_without_a_secret_no_signature_is_sent() -> None:
     """Without a secret, no signature header is sent."""
     async with receiving() as receiver, calling(allow_private=True) as call:
         await call.create(callback_url=receiver.url)
@@ -122,7 +122,7 @@ async def test_unsigned_calls_carry_no_signature() -> None:
         assert not any(name.startswith("webhook-") for name in headers)
 
 
-def test_the_published_vector() -> None:
+def test_the_published_example_is_reproduced() -> None:
     """The documentation's sample gets the documented signature."""
     body = (
         b'{"id":"1234567890","status":"succeeded","message":"",'
@@ -138,12 +138,12 @@ async def delivered(call: Caller, what: str, count: int = 1) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_failing_receiver_is_tried_again() -> None:
+async def test_a_failing_receiver_is_retried() -> None:
     """After two responses with status 500, the third attempt delivers the callback."""
-    answers = iter([500, 500, 200])
+    statuses = iter([500, 500, 200])
     options = {"callback_backoff": 0, "queue_seconds": 0, "work_seconds": 0}
     async with receiving() as receiver, calling(allow_private=True, **options) as call:
-        receiver.answer = lambda: next(answers)
+        receiver.next_status = lambda: next(statuses)
         await call.create(callback_url=receiver.url)
         assert await receiver.statuses(3) == ["succeed"] * 3
         await delivered(call, "delivered")
@@ -171,7 +171,7 @@ async def test_private_addresses_are_called_only_when_allowed() -> None:
 async def test_a_redirect_is_not_followed() -> None:
     """A receiver cannot redirect a callback to another address."""
     async with receiving() as receiver, receiving() as other:
-        receiver.answer = lambda: 307
+        receiver.next_status = lambda: 307
         receiver.headers = {"Location": other.url}
         settings = {"allow_private": True, "callback_attempts": 1, "queue_seconds": 0, "work_seconds": 0}
         async with calling(**settings) as call:

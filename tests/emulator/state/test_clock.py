@@ -7,14 +7,14 @@ import pytest
 from kling_expand.emulator.state.clock import Clock
 
 
-async def test_a_wait_ends_with_the_time() -> None:
+async def test_a_wait_ends_at_its_time() -> None:
     """A wait ends when the source reaches its time."""
     times = iter([10.0, 10.0005, 10.001])
     await Clock(lambda: next(times)).sleep_until(10.001)
     assert list(times) == []
 
 
-async def test_a_wait_ends_with_a_move() -> None:
+async def test_an_advance_ends_the_waits_it_passes() -> None:
     """An advance of the clock ends exactly the waits for times that have passed."""
     clock = Clock(lambda: 0.0)
     near, far = (asyncio.ensure_future(clock.sleep_until(moment)) for moment in (1000, 3000))

@@ -24,7 +24,7 @@ async def test_lists_are_paged_newest_first() -> None:
             assert (status, body["code"]) == (400, 1201)
 
 
-async def test_order_can_be_any() -> None:
+async def test_lists_can_have_any_order() -> None:
     """Lists can be oldest first, or shuffled at every call, and contain the same tasks."""
     async with calling(slots=100) as call:
         made = [await call.create() for _ in range(20)]
@@ -75,16 +75,16 @@ async def test_dialects_do_not_mix() -> None:
     async with calling(slots=100) as call:
         editing = await call.create(external_task_id="x")
         body = {"image": order()["image"], "direction": "right", "external_task_id": "y"}
-        _, answer = await call("POST", DIRECTION, json=body)
-        direction = answer["data"]["task_id"]
+        _, response = await call("POST", DIRECTION, json=body)
+        direction = response["data"]["task_id"]
         assert await ids(call) == [editing]
-        _, answer = await call("GET", DIRECTION)
-        assert [task["task_id"] for task in answer["data"]] == [direction]
+        _, response = await call("GET", DIRECTION)
+        assert [task["task_id"] for task in response["data"]] == [direction]
         assert (await call("GET", f"{DIRECTION}/y"))[0] == 200
-        status, answer = await call("GET", f"{DIRECTION}/{editing}")
-        assert (status, answer["code"]) == (400, 1201)
-        status, answer = await call("POST", EDITING, json=order(external_task_id="y"))
-        assert (status, answer["message"]) == (400, "external_task_id y already exists")
+        status, response = await call("GET", f"{DIRECTION}/{editing}")
+        assert (status, response["code"]) == (400, 1201)
+        status, response = await call("POST", EDITING, json=order(external_task_id="y"))
+        assert (status, response["message"]) == (400, "external_task_id y already exists")
 
 
 async def test_lists_can_be_refused_with_1302_alone() -> None:

@@ -12,7 +12,7 @@ from support.stored_tasks import NOW, task
 from kling_expand.emulator.state.store import Store
 
 
-def crashed(path: str) -> str:
+def crash_copy(path: str) -> str:
     """Return a copy of a database in the state in which a crash would leave it now."""
     folder = Path(tempfile.mkdtemp(dir=Path(path).parent))
     for file in Path(path).parent.glob(f"{Path(path).name}*"):
@@ -56,7 +56,7 @@ async def test_flushed_data_is_durable(tmp_path: Path) -> None:
     store.put_task(task(1).painted(NOW))
     store.put_number("clock_offset", 12.5)
     await store.flush()
-    again = Store(crashed(path))
+    again = Store(crash_copy(path))
     assert again.tasks() == [task(1).painted(NOW), task(2), task(3)]
     assert (await again.image("d"), again.number("clock_offset"), again.number("other")) == (
         b"\x00picture",
@@ -80,7 +80,7 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         store.put_task(task(number))
         await store.flush()
-        found = Store(crashed(path))
+        found = Store(crash_copy(path))
         assert task(number) in found.tasks()
         await found.aclose()
 

@@ -97,7 +97,7 @@ def test_serve_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         ("--host", "999.1.1.1"),
     ],
 )
-def test_serve_refuses_what_is_no_setting(option: str, value: str) -> None:
+def test_serve_refuses_an_invalid_setting(option: str, value: str) -> None:
     """For an invalid setting, the exit code is 2, and one line names the setting."""
     done = kling("serve", option, value)
     assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
@@ -113,7 +113,7 @@ def test_serve_says_why_it_cannot_start() -> None:
     assert "Error: " in done.stderr
 
 
-WITHOUT = """
+SCRIPT = """
 import sys
 from importlib.abc import MetaPathFinder
 class Missing(MetaPathFinder):
@@ -130,9 +130,9 @@ main()
 """
 
 
-def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a command as if these packages were not installed."""
-    code = WITHOUT.format(missing=missing, arguments=list(arguments))
+    code = SCRIPT.format(missing=missing, arguments=list(arguments))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
@@ -149,20 +149,20 @@ def without(missing: set[str], *arguments: str) -> "subprocess.CompletedProcess[
 )
 def test_a_missing_extra_is_named(missing: set[str], arguments: list[str], extra: str) -> None:
     """For a missing extra, the exit code is 2, and the message has the command that installs it."""
-    done = without(missing, *arguments)
+    done = run_without(missing, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"pip install 'kling-expand[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_photo_of_a_telephone_names_the_extra_that_reads_it(tmp_path: Path) -> None:
+def test_a_heic_photo_names_the_missing_extra(tmp_path: Path) -> None:
     """Without a HEIC reader the message names the extra."""
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    done = without({"pillow_heif"}, "expand", str(tmp_path / "photo.heic"), "--up", "1", "--fit")
+    done = run_without({"pillow_heif"}, "expand", str(tmp_path / "photo.heic"), "--up", "1", "--fit")
     assert (done.returncode, "kling-expand[heif]" in done.stderr) == (2, True)
 
 
-def test_ratios_needs_no_extra_but_the_command_line() -> None:
+def test_ratios_needs_only_the_cli_extra() -> None:
     """`ratios` works without the packages of any other extra."""
-    done = without({"PIL", "numpy", "pillow_heif", "textual_image"}, "ratios", COFFEE, "--up", "1")
+    done = run_without({"PIL", "numpy", "pillow_heif", "textual_image"}, "ratios", COFFEE, "--up", "1")
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "1.0000,0.0000,0.0000,0.0000")

@@ -35,7 +35,7 @@ SAMPLES: dict[type, tuple[list[str], Any]] = {
 }
 
 
-def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
+def parse_options(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
     """Return the groups that a command receives for these arguments."""
     seen: dict[str, Any] = {}
 
@@ -51,15 +51,15 @@ def called(*arguments: str, **groups: type[OptionGroup]) -> dict[str, Any]:
 
 def test_a_group_is_one_typed_value() -> None:
     """A command may have several groups, and a group has its own and its inherited fields."""
-    seen = called(
+    seen = parse_options(
         "--base-url", "http://x", "--local", "--up", "1", link=EmulatedConnection, geometry=GeometryOptions
     )
     assert seen == {
         "link": EmulatedConnection("http://x", None, emulator=True),
         "geometry": GeometryOptions(up=1.0),
     }
-    assert called("--emulator", link=EmulatedConnection)["link"].emulator
-    assert called(link=Connection)["link"] == Connection(None, None)
+    assert parse_options("--emulator", link=EmulatedConnection)["link"].emulator
+    assert parse_options(link=Connection)["link"] == Connection(None, None)
 
 
 def test_every_field_of_a_request_has_an_option() -> None:
@@ -75,13 +75,13 @@ def test_every_field_of_a_request_has_an_option() -> None:
     assert (
         expected.keys() == {each.name for each in fields(ExpandRequest)} - {"image", "geometry"} - NO_OPTION
     )
-    group = called(*arguments, request=RequestOptions)["request"]
+    group = parse_options(*arguments, request=RequestOptions)["request"]
     assert group.request("a.jpg", Ratios(up=1)) == ExpandRequest("a.jpg", Ratios(up=1), **expected)
 
 
 def test_without_options_a_request_has_its_defaults() -> None:
     """Without options a request has the defaults of its fields."""
-    group = called(request=RequestOptions)["request"]
+    group = parse_options(request=RequestOptions)["request"]
     assert group.request("a.jpg", Ratios(up=1)) == ExpandRequest("a.jpg", Ratios(up=1))
 
 
@@ -97,13 +97,13 @@ def test_without_options_a_request_has_its_defaults() -> None:
         ({"direction": "left", "ratio": 1.2}, Towards("left", 1.2)),
     ],
 )
-def test_each_way_to_expand_is_a_geometry(given: dict[str, Any], expected: object) -> None:
+def test_each_option_produces_its_geometry(given: dict[str, Any], expected: object) -> None:
     """Each option produces the library's geometry of the same kind."""
     assert GeometryOptions(**given).geometry() == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({}, "exactly one way"),
         ({"up": 1.0, "pad": "3"}, "exactly one way"),
@@ -113,14 +113,14 @@ def test_each_way_to_expand_is_a_geometry(given: dict[str, Any], expected: objec
         ({"pad": "3", "anchor": "left"}, "--anchor requires --aspect or --size"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
+def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], message: str) -> None:
     """The message says what is required."""
     with pytest.raises(click.UsageError) as caught:
         GeometryOptions(**given).geometry()
-    assert said in caught.value.format_message()
+    assert message in caught.value.format_message()
 
 
-def test_a_way_to_expand_replaces_the_defaults_way() -> None:
+def test_a_geometry_option_replaces_the_default_geometry() -> None:
     """Defaults that can refine the new way still apply, and those that only refine the old way do not."""
     defaults = GeometryOptions(aspect="16:9", area=2.0, anchor="top")
     assert GeometryOptions().over(defaults) == defaults
@@ -144,19 +144,19 @@ def test_only_a_service_on_this_machine_is_polled_often() -> None:
     assert schedule("http://127.0.0.1:8080") is not None
 
 
-def test_an_option_knows_its_default() -> None:
+def test_a_group_has_the_defaults_of_its_options() -> None:
     """Without a command line, a group has the defaults of its options."""
 
     @frozen
     class Group(OptionGroup):
         size: int = option("--size", default=3, help="Size.")
 
-    assert Group() == Group(size=3) == called(group=Group)["group"]
+    assert Group() == Group(size=3) == parse_options(group=Group)["group"]
 
 
-def test_a_proxy_is_an_option_of_every_connection() -> None:
+def test_every_connection_has_a_proxy_option() -> None:
     """The client of the command uses it. With an unusable proxy, the exit code is 2."""
-    seen = called("--proxy", "http://proxy.example:3128", link=Connection)
+    seen = parse_options("--proxy", "http://proxy.example:3128", link=Connection)
     assert seen["link"].proxy == "http://proxy.example:3128"
     assert "--proxy http://proxy.example:3128 " in seen["link"].resume_command("wait", "out")
     assert "--proxy" not in Connection(proxy="http://me:secret@proxy.example:1").resume_command("wait", "out")
@@ -180,12 +180,14 @@ async def test_a_local_emulator_is_reached_without_a_proxy(monkeypatch: pytest.M
 def test_several_shapes_are_several_geometries() -> None:
     """Aspect ratios, sizes and named sets can be mixed. Repeated shapes count once."""
     words = ("--aspect", "1200x630", "--for", "youtube", "--aspect", "16:9", "--anchor", "top", "--for", "og")
-    found = called(*words, shapes=ShapeOptions)["shapes"]
+    found = parse_options(*words, shapes=ShapeOptions)["shapes"]
     assert [each.shape for each in found.geometries] == ["1200x630", "16x9", "9x16"]
     assert {each.anchor for each in found.geometries} == {"top"}
     assert found.geometries[1].geometry() == ToAspect("16:9", anchor="top")
-    assert called("--up", "0.5", shapes=ShapeOptions)["shapes"].geometries == (GeometryOptions(up=0.5),)
-    (alone,) = called(shapes=ShapeOptions)["shapes"].geometries
+    assert parse_options("--up", "0.5", shapes=ShapeOptions)["shapes"].geometries == (
+        GeometryOptions(up=0.5),
+    )
+    (alone,) = parse_options(shapes=ShapeOptions)["shapes"].geometries
     assert alone == GeometryOptions()
 
 

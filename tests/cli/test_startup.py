@@ -12,7 +12,7 @@ import pytest
 import kling_expand
 
 
-def imported(*arguments: str) -> set[str]:
+def imported_modules(*arguments: str) -> set[str]:
     """Return the modules that a command has imported by its end."""
     code = (
         "import atexit, sys; atexit.register(lambda: sys.stderr.write(' '.join(sys.modules)));"
@@ -26,15 +26,15 @@ def imported(*arguments: str) -> set[str]:
 def test_a_quick_command_imports_little(arguments: list[str]) -> None:
     """Help, version and ratios load neither aiohttp nor asyncio, rich or a database."""
     heavy = {"aiohttp", "asyncio", "rich", "sqlite3", "jinja2", "cattrs", "PIL"}
-    assert imported(*arguments) & heavy == set()
+    assert imported_modules(*arguments) & heavy == set()
 
 
 @pytest.mark.parametrize("command", ["expand", "bulk", "wait", "resume", "list", "doctor"])
-def test_a_plain_command_draws_nothing(command: str) -> None:
+def test_display_libraries_are_loaded_only_when_used(command: str) -> None:
     """A command loads the libraries for live screens and pages only when it draws one."""
     drawing = {"rich.live", "rich.console", "jinja2", "PIL"}
     heavy = drawing | {"procrastinate", "psycopg", "kling_expand.emulator"}
-    assert imported(command, "--help") & heavy == set()
+    assert imported_modules(command, "--help") & heavy == set()
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4])

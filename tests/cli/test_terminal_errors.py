@@ -35,17 +35,17 @@ def outcome(error: BaseException) -> tuple[int, str]:
         (TaskFailed("risk control", task_id="1"), 1),
     ],
 )
-def test_an_error_of_the_package_is_one_sentence(error: KlingError, code: int) -> None:
+def test_an_error_of_the_package_is_one_line(error: KlingError, code: int) -> None:
     """The exit code is 2 for an error that is found locally, and 1 for an error response of the service."""
     assert outcome(error) == (code, f"Error: {error}\n")
 
 
-def test_ctrl_c_is_130_wherever_it_strikes() -> None:
+def test_ctrl_c_always_exits_with_130() -> None:
     """After Ctrl-C, the exit code is 130 and there is no message, even outside an event loop."""
     assert outcome(KeyboardInterrupt()) == (130, "")
 
 
-def test_advice_is_given_in_the_words_of_the_shell() -> None:
+def test_advice_is_given_in_terms_of_the_shell() -> None:
     """No message of a command advises to pass an argument of the library or to await something."""
     package = Path(kling_expand.__file__).parent
     texts = [path.read_text() for path in package.rglob("*.py") if path.name != "terminal.py"]

@@ -6,12 +6,12 @@ from kling_expand.cli.terminal import billed_units, clean, moment, money, plural
 from kling_expand.models import Task
 
 
-def test_what_others_wrote_cannot_steer_a_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     """Control characters, line ends and direction marks are escaped. Letters of any script are not."""
     assert clean("a\x1b[2Jb\r\n\u202ec\u00e9\u4e2d") == r"a\x1b[2Jb\r\n\u202ec" "\u00e9\u4e2d"
 
 
-def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
+def test_missing_and_impossible_times_are_shown() -> None:
     """A missing time is shown as a dash, and an impossible one as a number."""
     assert moment(None) == "-"
     assert moment(10**20) == str(10**20)
@@ -22,7 +22,7 @@ def test_times_that_make_no_sense_are_shown_as_they_are() -> None:
     ("seconds", "text"),
     [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (185, "3:05"), (7210, "2:00:10"), (273_700, "3 days 4 h")],
 )
-def test_durations_to_read(seconds: float, text: str) -> None:
+def test_durations_use_the_largest_useful_unit(seconds: float, text: str) -> None:
     """A duration is written in its largest useful unit."""
     assert span(seconds) == text
 

@@ -21,7 +21,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_row_has_one_line_and_the_rest_can_be_run_again(tmp_path: Path) -> None:
+def test_the_failures_file_can_be_run_as_a_manifest(tmp_path: Path) -> None:
     """Bad, refused and unsent rows are in the JSON and in the table. Running the table finishes the batch."""
     (tmp_path / "cut.jpg").write_bytes(Path(COFFEE).read_bytes()[:9000])
     lines = [f"{CHELSEA},0.{number},a,{number}" for number in range(1, 7)]
@@ -47,7 +47,7 @@ def test_every_row_has_one_line_and_the_rest_can_be_run_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("options", [["--strict"], ["--budget", "0"]])
-def test_a_batch_that_sends_nothing_names_each_row(tmp_path: Path, options: list[str]) -> None:
+def test_every_row_is_listed_even_if_nothing_is_sent(tmp_path: Path, options: list[str]) -> None:
     """Even if nothing is sent, each row has its line. A run of these lines keeps directories and shapes."""
     for folder in ("a", "b"):
         (tmp_path / "in" / folder).mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_a_batch_that_sends_nothing_names_each_row(tmp_path: Path, options: list
     ]
 
 
-def test_a_file_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
+def test_a_failures_file_with_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     """The suffix determines the format, so any other suffix is refused before anything is sent."""
     with shell() as kling:
         done = kling("bulk", COFFEE, "--aspect", "16:9", "--failures", tmp_path / "left.txt")

@@ -92,9 +92,7 @@ def test_results_are_never_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "3 photos: 0 saved, 3 already done" in again.stderr
 
 
-def test_results_of_another_command_are_no_inputs_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_other_commands_are_never_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All journals in the directories and in the output are read for results, including earlier attempts."""
     monkeypatch.chdir(tmp_path)
     (photo,) = photos(tmp_path / "photos", 1)
@@ -108,7 +106,7 @@ def test_results_of_another_command_are_no_inputs_either(
         assert len(kling.emulator.account.tasks) == 2
 
 
-def test_a_rehearsal_is_not_the_real_run(tmp_path: Path) -> None:
+def test_a_journal_of_another_service_is_refused(tmp_path: Path) -> None:
     """A named journal of another service is refused. Without a name, another file is used."""
     (photo,) = photos(tmp_path / "photos", 1)
     named = ["bulk", photo, "--right", 0.02, "-o", tmp_path / "out", "--journal", tmp_path / "run.db"]
@@ -123,7 +121,7 @@ def test_a_rehearsal_is_not_the_real_run(tmp_path: Path) -> None:
     assert len(results(tmp_path / "real")) == 2
 
 
-def test_folders_are_repeated_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_are_recreated_in_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are recreated in the output. Each of several identical photos has its own picture."""
     monkeypatch.chdir(tmp_path)
     for name, source in (("100/IMG_1", COFFEE), ("101/IMG_1", CHELSEA), ("101/deep [1]/IMG_1", CHELSEA)):
@@ -150,7 +148,7 @@ def test_folders_are_repeated_in_the_output(tmp_path: Path, monkeypatch: pytest.
     assert len({*results(tmp_path / "wide").values()}) == 2
 
 
-def test_photos_of_a_telephone_need_fit(tmp_path: Path) -> None:
+def test_heic_photos_need_fit(tmp_path: Path) -> None:
     """Without --fit, HEIC files are counted, and one named .jpg is a bad photo. With it, all are sent."""
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
@@ -173,10 +171,10 @@ def test_photos_of_a_telephone_need_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [(1002, "check KLING_API_KEY"), (1102, "resource packs"), (1103, "console"), (1304, "whitelist")],
 )
-def test_a_hopeless_batch_stops(tmp_path: Path, code: int, said: str) -> None:
+def test_a_refusal_that_any_job_would_get_stops_the_batch(tmp_path: Path, code: int, message: str) -> None:
     """After a refusal that any job would get, nothing more is sent. The last line says what to check."""
     photos(tmp_path / "photos", 40)
     with shell() as kling:
@@ -189,10 +187,10 @@ def test_a_hopeless_batch_stops(tmp_path: Path, code: int, said: str) -> None:
     assert done.stderr.count("nothing more is sent") == 1
     assert "not sent" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("stopped: ")
-    assert said in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
 
 
-def test_the_output_is_tried_before_anything_is_paid(tmp_path: Path) -> None:
+def test_an_unusable_output_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     """If the output directory is a file, the exit code is 2 and nothing is sent."""
     (tmp_path / "out").touch()
     with shell() as kling:

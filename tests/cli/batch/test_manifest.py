@@ -36,69 +36,69 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def found(*words: object, **selection: Any) -> FoundPhotos:
+def find_photos(*words: object, **selection: Any) -> FoundPhotos:
     """Return the photos that these words of the command line name."""
     return read_manifest([str(word) for word in words], Selection(**selection)).found
 
 
-def listed(*words: object, **selection: Any) -> list[tuple[str, str]]:
+def list_photos(*words: object, **selection: Any) -> list[tuple[str, str]]:
     """Return the directory and the name of each photo that is found."""
-    return [(photo.folder, Path(photo.path).name) for photo in found(*words, **selection).photos]
+    return [(photo.folder, Path(photo.path).name) for photo in find_photos(*words, **selection).photos]
 
 
-def test_a_directory_means_all_photos_below_it(tmp_path: Path) -> None:
+def test_a_directory_is_searched_recursively(tmp_path: Path) -> None:
     """Photos keep their subdirectories and are sorted. Files that are left out are counted by kind."""
     touch(tmp_path, "b.JPG", "a.png", ".c.png", "d.txt", "2024/May/e.jpeg", "2024/f.jfif", "2024/g.JPE")
-    assert listed(tmp_path) == [
+    assert list_photos(tmp_path) == [
         ("", "a.png"),
         ("", "b.JPG"),
         ("2024", "f.jfif"),
         ("2024", "g.JPE"),
         ("2024/May", "e.jpeg"),
     ]
-    assert found(tmp_path).facts() == {"hidden": 1, "other_files": 1}
-    assert listed(tmp_path, recursive=False) == [("", "a.png"), ("", "b.JPG")]
-    assert list(found(tmp_path, recursive=False).lines()) == [
+    assert find_photos(tmp_path).facts() == {"hidden": 1, "other_files": 1}
+    assert list_photos(tmp_path, recursive=False) == [("", "a.png"), ("", "b.JPG")]
+    assert list(find_photos(tmp_path, recursive=False).lines()) == [
         "1 hidden file or directory left out",
         "1 other file left out (1 .txt)",
         "1 subdirectory left out; --no-recursive was given",
     ]
 
 
-def test_other_formats_are_photos_where_they_are_converted(tmp_path: Path) -> None:
+def test_other_formats_are_found_only_with_fit(tmp_path: Path) -> None:
     """Without `fit` they are counted on one line with a hint. With `fit` each of them is found."""
     names = ["a.HEIC", "b.heif", "c.webp", "d.avif", "e.tif", "f.TIFF", "g.bmp", "h.gif", "i.jpg"]
     touch(tmp_path, *names)
-    assert listed(tmp_path) == [("", "i.jpg")]
-    (line,) = found(tmp_path).lines()
+    assert list_photos(tmp_path) == [("", "i.jpg")]
+    (line,) = find_photos(tmp_path).lines()
     assert line.startswith("8 photos in other formats left out (2 HEIC, 2 TIFF, ")
     assert line.endswith("; --fit converts them")
-    assert listed(tmp_path, fit=True) == [("", name) for name in sorted(names)]
+    assert list_photos(tmp_path, fit=True) == [("", name) for name in sorted(names)]
 
 
-def test_patterns_leave_out_photos(tmp_path: Path) -> None:
+def test_exclude_patterns_leave_out_photos(tmp_path: Path) -> None:
     """A pattern of `exclude` matches the name or the path of a file, or a whole directory."""
     touch(tmp_path, "a.jpg", "a-small.jpg", "raw/b.jpg", "raw/deep/c.jpg", "x/raw.jpg", "x/d.jpg")
     selection = {"exclude": ("*-small.jpg", "raw/", "x/d*")}
-    assert listed(tmp_path, **selection) == [("", "a.jpg"), ("x", "raw.jpg")]
-    assert found(tmp_path, **selection).facts() == {"excluded": 4}
+    assert list_photos(tmp_path, **selection) == [("", "a.jpg"), ("x", "raw.jpg")]
+    assert find_photos(tmp_path, **selection).facts() == {"excluded": 4}
 
 
-def test_the_output_is_no_input(tmp_path: Path) -> None:
+def test_photos_in_the_output_directory_are_left_out(tmp_path: Path) -> None:
     """Photos in an output directory below the named one are left out, and its other files are not counted."""
     touch(tmp_path, "a.jpg", "out/a-0.png", "out/2024/b-0.png", "out/note.txt")
     for words in ([tmp_path], [f"{tmp_path}/**/*.*"], [tmp_path / "a.jpg", tmp_path / "out"]):
-        result = found(*words, output=str(tmp_path / "out"))
+        result = find_photos(*words, output=str(tmp_path / "out"))
         assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
         assert result.facts() == {"results": 2}
-    assert len(listed(tmp_path / "out", output=str(tmp_path / "out"))) == 2
+    assert len(list_photos(tmp_path / "out", output=str(tmp_path / "out"))) == 2
 
 
-def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
+def test_results_of_a_journal_are_left_out(tmp_path: Path) -> None:
     """Results next to the photos are left out, even if a link leads to their directory."""
     touch(tmp_path, "a.jpg", "a-0.png")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-    result = found(tmp_path / "link")
+    result = find_photos(tmp_path / "link")
     result.remove_results({path_key(str(tmp_path / "a-0.png"))})
     assert [Path(photo.path).name for photo in result.photos] == ["a.jpg"]
     assert list(result.lines()) == [
@@ -106,28 +106,28 @@ def test_results_of_a_journal_are_no_input(tmp_path: Path) -> None:
     ]
 
 
-def test_a_journal_in_a_folder_is_found(tmp_path: Path) -> None:
+def test_a_journal_in_a_directory_is_found(tmp_path: Path) -> None:
     """The package's own hidden files are not counted, and the journals among them are found."""
     touch(tmp_path, "a.jpg", "b/.kling-expand.db", "b/.kling-expand.db-wal", "b/.kling-0123.part", "b/c.jpg")
-    result = found(tmp_path)
+    result = find_photos(tmp_path)
     assert result.journals == {str(tmp_path / "b/.kling-expand.db")}
     assert result.facts() == {}
 
 
-def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+def test_a_cycle_of_links_is_visited_once(tmp_path: Path) -> None:
     """A directory is visited once, however many links lead to it, and a photo is found once."""
     touch(tmp_path, "a/b.jpg")
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
-    assert listed(tmp_path) == [("a", "b.jpg")]
-    assert listed(tmp_path / "a" / "b.jpg", tmp_path / "a" / "up" / "a" / "b.jpg") == [("", "b.jpg")]
+    assert list_photos(tmp_path) == [("a", "b.jpg")]
+    assert list_photos(tmp_path / "a" / "b.jpg", tmp_path / "a" / "up" / "a" / "b.jpg") == [("", "b.jpg")]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every directory")
-def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+def test_an_unreadable_directory_is_counted(tmp_path: Path) -> None:
     """An unreadable directory is counted, and the other directories are read."""
     touch(tmp_path, "a/b.jpg", "c/d.jpg")
     (tmp_path / "a").chmod(0)
-    assert found(tmp_path).facts() == {"closed_folders": 1}
+    assert find_photos(tmp_path).facts() == {"closed_folders": 1}
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
         ("t* [1]/[a-f].jpg", [("trip [1]", "f.jpg")]),
     ],
 )
-def test_patterns_match_also_names_with_brackets(
+def test_patterns_also_match_names_with_brackets(
     tmp_path: Path, pattern: str, names: list[tuple[str, str]]
 ) -> None:
     """A photo keeps its directories from the first part of the pattern with a wildcard."""
     touch(tmp_path, "a.png", "deep/e.jpeg", "trip [1]/f.jpg")
-    assert listed(f"{tmp_path}/{pattern}") == names
+    assert list_photos(f"{tmp_path}/{pattern}") == names
 
 
-def test_several_words_may_be_files_folders_and_addresses(tmp_path: Path) -> None:
+def test_sources_may_be_files_directories_and_urls(tmp_path: Path) -> None:
     """A shell expands `photos/*` to other files too, which are counted. A missing file is a bad row."""
     touch(tmp_path, "a.jpg", "b.txt", "c/d.jpg", "e.HEIC")
     words = [*sorted(map(str, tmp_path.iterdir())), "gone.jpg", "https://x.org/b"]
@@ -163,16 +163,16 @@ def test_several_words_may_be_files_folders_and_addresses(tmp_path: Path) -> Non
     assert result.found.facts() == {"other_files": 1, "needs_fit": 1}
 
 
-def test_photos_that_are_named_one_by_one_are_taken_whatever_their_name(tmp_path: Path) -> None:
+def test_expand_accepts_files_with_any_suffix(tmp_path: Path) -> None:
     """`expand` judges a file by its content, and reads no manifest."""
     touch(tmp_path, "photo", "m.csv", "e.HEIC")
-    assert [name for _, name in listed(*tmp_path.iterdir(), named=True)] == [
+    assert [name for _, name in list_photos(*tmp_path.iterdir(), named=True)] == [
         path.name for path in tmp_path.iterdir()
     ]
 
 
 @pytest.mark.parametrize("words", [["a.jpg", "m.csv"], ["-", "a.jpg"]])
-def test_a_manifest_is_the_only_word(words: list[str]) -> None:
+def test_a_manifest_cannot_be_combined_with_photos(words: list[str]) -> None:
     """A manifest cannot be combined with photos."""
     with pytest.raises(NothingDone, match=r"a manifest must be the only SOURCE"):
         read_manifest(words)
@@ -211,7 +211,7 @@ def test_photos_are_read_from_stdin(
         ("https://x.org/y/a.jpg", ""),
     ],
 )
-def test_the_output_repeats_the_folders_of_relative_paths(photo: str, folder: str) -> None:
+def test_the_output_keeps_the_directories_of_relative_paths(photo: str, folder: str) -> None:
     """Absolute paths, and paths that lead upwards, have no directory in the output."""
     assert relative_folder(photo) == folder
 
@@ -224,18 +224,18 @@ TABLE = Manifest("jobs/m.csv", "table")
 def row(cells: dict[str, Any], **geometry: Any) -> Row:
     """Return a row of a table in the directory `jobs`, with options as defaults."""
     defaults = Defaults(GeometryOptions(**geometry), {"prompt": "a park", "n": 2, "watermark": True})
-    (made,) = written(TABLE, [{"image": "a.jpg"} | cells], defaults)
+    (made,) = rows_of(TABLE, [{"image": "a.jpg"} | cells], defaults)
     return made
 
 
-def written(source: Manifest, rows: list[dict[str, Any]], defaults: Defaults) -> list[Row]:
+def rows_of(source: Manifest, rows: list[dict[str, Any]], defaults: Defaults) -> list[Row]:
     """Return rows with these cells."""
 
-    class Given(Manifest):
+    class GivenRows(Manifest):
         def entries(self) -> Iterator[Entry]:
             return (Entry(line, cells) for line, cells in enumerate(rows, 7))
 
-    return list(Given(source.name, source.kind).rows(defaults))
+    return list(GivenRows(source.name, source.kind).rows(defaults))
 
 
 def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
@@ -245,7 +245,7 @@ def request(fields: dict[str, Any], **geometry: Any) -> ExpandRequest:
     return made.request
 
 
-def test_options_count_where_a_row_says_nothing() -> None:
+def test_options_apply_where_cells_are_blank() -> None:
     """For blank cells and null, the options of the command apply. Ignored columns change nothing."""
     made = request({"up": "", "prompt": None, "_id": 5}, aspect="16:9", area=2.0)
     assert made == ExpandRequest("jobs/a.jpg", ToAspect("16:9", area=2.0), "a park", n=2, watermark=True)
@@ -263,12 +263,12 @@ def test_options_count_where_a_row_says_nothing() -> None:
         ({"direction": "left,right", "ratio": "1.2"}, Towards("left,right", 1.2)),
     ],
 )
-def test_a_row_that_says_how_far_says_it_alone(fields: dict[str, Any], geometry: object) -> None:
+def test_the_geometry_of_a_row_replaces_that_of_the_options(fields: dict[str, Any], geometry: object) -> None:
     """A row's way to expand replaces the options' way. Only options that refine it still apply."""
     assert request(fields, aspect="16:9", area=2.0, anchor="top").geometry == geometry
 
 
-def test_cells_of_a_table_are_text() -> None:
+def test_cells_of_a_table_are_parsed() -> None:
     """Numbers, booleans and names are read from the text of a table."""
     fields = {"up": "1", "prompt": "sea", "n": "3", "watermark": "no", "key": "k", "name": "wide"}
     made = row({"image": "https://x.org/a.jpg"} | fields)
@@ -277,7 +277,7 @@ def test_cells_of_a_table_are_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({}, "exactly one way to expand is required: aspect"),
         ({"up": "1", "aspect": "1:1"}, "exactly one way"),
@@ -295,16 +295,16 @@ def test_cells_of_a_table_are_text() -> None:
         ({"up": 1, "prompt": "x" * 2501}, "at most 2500"),
     ],
 )
-def test_a_bad_row_has_a_reason(fields: dict[str, Any], said: str) -> None:
+def test_a_bad_row_has_a_reason(fields: dict[str, Any], message: str) -> None:
     """The reason names columns rather than options, and the row has its line number."""
     made = row(fields)
     assert made.request is None
-    assert said in (made.error or "")
+    assert message in (made.error or "")
     assert "--" not in (made.error or "")
     assert made.line == 7
 
 
-def test_relative_paths_begin_at_the_manifest() -> None:
+def test_relative_paths_start_at_the_manifest() -> None:
     """Relative paths begin in the manifest's directory, and absolute paths are unchanged."""
     assert request({"up": 1}).image == str(Path("jobs/a.jpg"))
     assert request({"up": 1, "image": "/x/a.jpg"}).image == "/x/a.jpg"
@@ -340,7 +340,7 @@ def test_every_field_of_a_request_is_a_column(tmp_path: Path, ending: str) -> No
     assert row.request == wanted
 
 
-def test_names_lead_from_the_shortest_to_one_of_its_own() -> None:
+def test_the_names_of_a_result_end_with_a_unique_one() -> None:
     """The photo's name comes first, then a name with its directory, then one that no other row can have."""
     names = {row({"image": image, "up": 1}).names for image in ("x/a.jpg", "y/a.jpg", "x/a.png")}
     assert {each[:2] for each in names} == {("x/a", "x/x-a"), ("y/a", "y/y-a")}
@@ -349,12 +349,12 @@ def test_names_lead_from_the_shortest_to_one_of_its_own() -> None:
     assert row({"image": "x/a.jpg", "up": 1, "name": "wide"}).names[0] == "wide"
 
 
-SEVERAL = Defaults(GeometryOptions(aspect="16:9"), further=(GeometryOptions(aspect="1:1"),), passes=2)
+TWO_SHAPES = Defaults(GeometryOptions(aspect="16:9"), further=(GeometryOptions(aspect="1:1"),), passes=2)
 
 
 def test_each_shape_is_a_row() -> None:
     """A row without a geometry of its own becomes a row for each shape, and these share the photo."""
-    made = written(TABLE, [{"image": "a.jpg"}, {"image": "b.jpg", "up": 0.5, "passes": "3"}], SEVERAL)
+    made = rows_of(TABLE, [{"image": "a.jpg"}, {"image": "b.jpg", "up": 0.5, "passes": "3"}], TWO_SHAPES)
     assert [(row.id, row.names[0], row.passes) for row in made] == [
         ((7, "16x9"), "a-16x9", 2),
         ((7, "1x1"), "a-1x1", 2),
@@ -363,7 +363,7 @@ def test_each_shape_is_a_row() -> None:
     first, second, other = (row.request.image for row in made if row.request)
     assert first is second
     assert (str(first), other) == ("jobs/a.jpg", "jobs/b.jpg")
-    in_path = evolve(SEVERAL, output="{shape}/{name}{ext}")
-    assert [row.names[0] for row in written(TABLE, [{"image": "a.jpg"}], in_path)] == ["a", "a"]
-    (bad,) = written(TABLE, [{"image": "a.jpg", "passes": "9", "up": 1}], SEVERAL)
+    in_path = evolve(TWO_SHAPES, output="{shape}/{name}{ext}")
+    assert [row.names[0] for row in rows_of(TABLE, [{"image": "a.jpg"}], in_path)] == ["a", "a"]
+    (bad,) = rows_of(TABLE, [{"image": "a.jpg", "passes": "9", "up": 1}], TWO_SHAPES)
     assert bad.error == "passes must be between 1 and 4, got '9'"

@@ -36,7 +36,7 @@ def test_a_photo_is_put_back(command: str, orientation: int, tmp_path: Path, mon
         assert max(ImageStat.Stat(difference).mean) < 4
 
 
-def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+def test_check_reports_a_suspicious_picture(tmp_path: Path, monkeypatch: Any) -> None:
     """`--check` names the picture and the side, and counts it in the summary. The exit code is still 0."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.png").write_bytes(stored(PHOTO, "PNG"))
@@ -47,7 +47,7 @@ def test_a_suspicious_picture_is_named(tmp_path: Path, monkeypatch: Any) -> None
     assert "1 photo with a suspicious result" in done.stderr
 
 
-def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any) -> None:
+def test_wait_can_save_the_full_size_later(tmp_path: Path, monkeypatch: Any) -> None:
     """`wait --full-size` finds the photo of a task in the journal next to the results."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG"))
@@ -61,7 +61,7 @@ def test_a_saved_task_gets_its_full_size_later(tmp_path: Path, monkeypatch: Any)
         assert later["files"] == first["files"]
 
 
-def test_the_form_of_pictures_can_be_chosen(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_format_of_pictures_can_be_chosen(tmp_path: Path, monkeypatch: Any) -> None:
     """Format, quality and metadata apply to all new files, also with --full-size. No file is made twice."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hills.jpg").write_bytes(stored(PHOTO, "JPEG", icc_profile=display_p3()))

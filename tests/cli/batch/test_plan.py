@@ -31,7 +31,7 @@ from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.testing import intend, prepared
 
 EDITING = Dialect.EDITING
-TURNED = 0x0112  # the EXIF tag of the orientation
+ORIENTATION = 0x0112  # the EXIF tag of the orientation
 
 
 def row(name: str, *others: str, **fields: Any) -> Row:
@@ -98,7 +98,7 @@ def test_a_good_request_has_its_geometry_and_no_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "geometry", "dialect", "error", "said"),
+    ("image", "geometry", "dialect", "error", "message"),
     [
         ("missing.jpg", Ratios(up=1), EDITING, ImageError, "no such file"),
         (COFFEE, ToAspect("9:1"), EDITING, GeometryError, "aspect"),
@@ -108,11 +108,11 @@ def test_a_good_request_has_its_geometry_and_no_notes() -> None:
         ("ftp://example.com/a.jpg", Ratios(up=1), EDITING, ImageError, "http or https URL"),
     ],
 )
-def test_what_would_be_refused_later_is_refused_now(
-    image: str, geometry: object, dialect: Dialect, error: type[Exception], said: str
+def test_a_request_that_would_be_refused_is_refused_locally(
+    image: str, geometry: object, dialect: Dialect, error: type[Exception], message: str
 ) -> None:
     """The advice of the error names options of the command line."""
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         check(ExpandRequest(image, geometry), dialect)  # type: ignore[arg-type]  # a geometry
 
 
@@ -123,30 +123,30 @@ def test_a_watermark_is_refused_where_the_dialect_has_none() -> None:
     assert "--direction" not in caught.value.message
 
 
-def test_what_a_photo_may_lose_is_noted(tmp_path: Path) -> None:
+def test_rotated_transparent_and_small_photos_get_a_note(tmp_path: Path) -> None:
     """A rotated, a transparent and a small photo can be sent, and each gets a note."""
     exif = Image.Exif()
-    exif[TURNED] = 6
+    exif[ORIENTATION] = 6
     with Image.open(COFFEE) as picture:
         picture.save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGBA", (600, 600)).save(tmp_path / "clear.png")
     Image.new("P", (600, 600)).save(tmp_path / "palette.png", transparency=0)
     Image.new("RGB", (310, 400)).save(tmp_path / "small.png")
     wide = ToAspect("16:9")
-    for name, said in (
+    for name, message in (
         ("turned.jpg", "--fit rotates it"),
         ("clear.png", "alpha channel"),
         ("palette.png", "alpha channel"),
         ("small.png", "fewer than 512 pixels"),
     ):
         _, notes, _, _ = check(ExpandRequest(str(tmp_path / name), wide), EDITING)
-        assert [said in note for note in notes] == [True], name
+        assert [message in note for note in notes] == [True], name
     # The upright photo is higher than wide, so the new area is on other sides.
     expansion, notes, _, _ = check(ExpandRequest(str(tmp_path / "turned.jpg"), wide), EDITING, fit=True)
     assert (notes, expansion) == ((), wide.ratios(400, 600))
 
 
-def test_a_photo_that_fit_would_convert_says_so(tmp_path: Path) -> None:
+def test_fit_is_advised_only_if_it_would_help(tmp_path: Path) -> None:
     """The advice to use --fit is given only if it would help. With --fit, such a photo is accepted."""
     with Image.open(COFFEE) as picture:
         picture.save(tmp_path / "photo.webp")
@@ -181,18 +181,18 @@ def test_a_photo_that_fit_would_convert_says_so(tmp_path: Path) -> None:
         ("", "."),
     ],
 )
-def test_the_folder_of_a_target_holds_all_results(target: str, folder: str) -> None:
+def test_the_directory_of_a_target_holds_all_results(target: str, folder: str) -> None:
     """The journal is in this directory, and its files are never taken for photos."""
     assert output_folder(target) == folder
 
 
-def test_the_output_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_directory_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing directory is created and stays empty. A file in its place or a full disk is an error."""
     try_output(str(tmp_path / "a" / "b"))
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
-    for path, said in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "x", "Not a directory")):
-        with pytest.raises(NothingDone, match=said):
+    for path, message in ((tmp_path / "file", "it is a file"), (tmp_path / "file" / "x", "Not a directory")):
+        with pytest.raises(NothingDone, match=message):
             try_output(str(path))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10 << 20))
@@ -204,7 +204,7 @@ def test_the_output_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # ------------------------------------------------------------------------ the journal
 
 
-async def test_the_default_journal_lies_with_the_output(
+async def test_each_account_has_its_own_default_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each account, and the emulator, has its own file. The same account finds its file again."""
@@ -268,7 +268,7 @@ def test_a_thousand_photos_are_checked_by_their_headers(tmp_path: Path) -> None:
     assert time.thread_time() - began_at < 1.0  # reading one such file takes 2 ms, hashing it 6 ms
 
 
-def test_a_header_is_judged_as_the_whole_file_is(tmp_path: Path) -> None:
+def test_a_check_of_the_header_agrees_with_a_check_of_the_file(tmp_path: Path) -> None:
     """A truncated file and a file of another format are refused. Bytes after the end are accepted."""
     content = Path(COFFEE).read_bytes()
     photo = tmp_path / "a.jpg"

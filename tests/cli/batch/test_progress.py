@@ -22,7 +22,7 @@ IDLE = Counts().stats(waiting=0, running=0, units_due=0)
 BUSY = evolve(IDLE, running=9, waiting=4, units_due=80, duration=Quantiles(10.0), latency=Quantiles(0.5))
 
 
-def seen(progress: Progress, width: int = 80, **options: Any) -> str:
+def screen_text(progress: Progress, width: int = 80, **options: Any) -> str:
     """Return what the live screen shows on a terminal of this width."""
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     with console.capture() as capture:
@@ -36,7 +36,7 @@ def test_the_live_screen_shows_progress_cost_and_failures() -> None:
     progress = Progress(100, saved=40, failed=5, units_before=20, clock=lambda: 5.0)
     for number in range(5):
         progress.add_failure(f"line {number}: \x1b[2Jno")
-    text = seen(progress, budget=1000)
+    text = screen_text(progress, budget=1000)
     assert "45 of 100  45 %  0 s, about 1:04 left" in text
     assert "9 running, 4 queued, 40 saved, 5 failed" in text
     assert "100 units ($0.35) of 1000 units ($3.50) spent or due; median task 10.0 s" in text
@@ -49,25 +49,25 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """A long reason is truncated on the live screen."""
     progress = Progress(3)
     progress.add_failure("line 1: " + "x" * 500)
-    assert max(map(len, seen(progress, width).splitlines())) <= width
+    assert max(map(len, screen_text(progress, width).splitlines())) <= width
 
 
 def test_a_narrow_terminal_shows_every_number() -> None:
     """At 30 columns, the numbers continue on further lines, and none of them is truncated."""
     progress = Progress(100, saved=40, failed=5, units_before=20, clock=lambda: 5.0)
-    text = " ".join(seen(progress, 30, budget=1000).split())
+    text = " ".join(screen_text(progress, 30, budget=1000).split())
     assert "45 of 100, 45 %, 0 s, about 1:04 left" in text
     assert "9 running, 4 queued, 40 saved, 5 failed" in text
     assert "100 units ($0.35) of 1000 units ($3.50) spent or due; median task 10.0 s" in text
 
 
-def test_before_anything_has_ended_no_time_is_promised() -> None:
+def test_no_time_left_is_shown_before_a_task_has_ended() -> None:
     """No time left is shown before a task has ended, and an empty batch does not divide by zero."""
     assert Progress(10).time_left(IDLE) is None
-    assert "0 of 0" in seen(Progress(0))
+    assert "0 of 0" in screen_text(Progress(0))
 
 
-def test_time_left_is_what_slots_will_take() -> None:
+def test_time_left_is_the_remaining_work_divided_by_the_slots() -> None:
     """The time left is the remaining work divided by the slots, even during a pause."""
     assert Progress(90).time_left(BUSY) == pytest.approx(90 * 10.5 / 9)
     progress = Progress(90, expected=50, known=10)
@@ -76,7 +76,7 @@ def test_time_left_is_what_slots_will_take() -> None:
     assert Progress(90, expected=200).time_left(BUSY) == 0
 
 
-def test_failures_are_kept_within_bounds() -> None:
+def test_only_the_newest_failures_are_kept() -> None:
     """All failures are counted, and the newest are kept."""
     progress = Progress(0)
     for number in range(KEPT_FAILURES + 7):
@@ -88,17 +88,17 @@ def test_failures_are_kept_within_bounds() -> None:
     )
 
 
-def test_plain_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_are_printed_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     """A line is printed for each twentieth of the rows, at least 1 s and at most 30 s after the last line."""
     now = 0.0
     progress = Progress(100, clock=lambda: now)
     display = ProgressDisplay("x", progress, lambda: IDLE)
-    said = []
+    printed = []
     for now in (0.5, 0.9, 1.0, 1.5, 2.5, 3.0, 40.0, 40.5):
         progress.saved += 5 if now != 40.0 else 1
         display.ended(Job("photo"))
-        said.append(bool(capsys.readouterr().err))
-    assert said == [False, False, True, False, True, False, True, False]
+        printed.append(bool(capsys.readouterr().err))
+    assert printed == [False, False, True, False, True, False, True, False]
 
 
 def test_a_terminal_shows_the_live_screen_and_then_the_summary(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_json_on_a_terminal_has_no_live_screen(tmp_path: Path) -> None:
     assert [set(json.loads(line)) >= {"line"} for line in shown.splitlines()] == [True, False]
 
 
-def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
+def test_a_terminal_shows_progress_and_then_the_paths(tmp_path: Path) -> None:
     """The live screen disappears, and the paths of the results are the last lines."""
     with shell(work_seconds=0.4) as kling:
         shown, process = kling.on_a_terminal("expand", COFFEE, CHELSEA, "--up", 0.5, "-o", tmp_path)
@@ -146,7 +146,7 @@ def test_a_terminal_sees_progress_and_then_the_paths(tmp_path: Path) -> None:
     assert sorted(lines[-2:]) == [str(tmp_path / "chelsea-0.png"), str(tmp_path / "coffee-0.png")]
 
 
-def test_no_color_means_none(tmp_path: Path) -> None:
+def test_no_color_is_obeyed(tmp_path: Path) -> None:
     """With NO_COLOR, the live screen uses no color."""
     with shell() as kling:
         shown, _ = kling.on_a_terminal("expand", COFFEE, "--up", 0.5, "-o", tmp_path, NO_COLOR="1")
@@ -186,7 +186,7 @@ class Clock:
         return self.now
 
 
-def trouble(
+def screen_after(
     progress: Progress, clock: Clock, *errors: KlingError | None, kind: EventKind = EventKind.READ
 ) -> str:
     """Return the live screen after calls that ended in *errors*, one each second."""
@@ -195,12 +195,12 @@ def trouble(
         if error is not None:
             progress.receive(Event(EventKind.RETRY, error=error, route=kind))
         clock.now += 1.0
-    return " ".join(seen(progress, 100).split())
+    return " ".join(screen_text(progress, 100).split())
 
 
-@pytest.mark.parametrize(("outcome", "said"), [("saved", True), ("failed", False)])
-async def test_a_picture_that_was_given_up_is_no_recovery(
-    outcome: str, capsys: pytest.CaptureFixture[str], *, said: bool
+@pytest.mark.parametrize(("outcome", "recovered"), [("saved", True), ("failed", False)])
+async def test_trouble_ends_only_with_a_success(
+    outcome: str, capsys: pytest.CaptureFixture[str], *, recovered: bool
 ) -> None:
     """A line says that the service responds again only if the trouble ended with a success."""
     clock = Clock()
@@ -213,12 +213,14 @@ async def test_a_picture_that_was_given_up_is_no_recovery(
         progress.add(outcome)
     err = capsys.readouterr().err
     assert "a picture cannot be downloaded yet (HTTP 503), giving up in" in err
-    assert ("responding again" in err) is said
+    assert ("responding again" in err) is recovered
 
 
 def test_work_after_the_download_is_shown() -> None:
     """Rows whose pictures are being enlarged or checked are counted separately from running ones."""
-    assert "9 running, 4 queued, 3 being enlarged or checked, 0 saved" in seen(Progress(9, finishing=3))
+    assert "9 running, 4 queued, 3 being enlarged or checked, 0 saved" in screen_text(
+        Progress(9, finishing=3)
+    )
     assert "9 running, 3 being enlarged or checked" in Progress(9, finishing=3).line(BUSY)
 
 
@@ -227,16 +229,16 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
     clock = Clock()
     progress = Progress(9, clock=clock)
     refused = unreachable(ConnectionRefusedError())
-    text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
+    text = screen_after(progress, clock, refused, refused, kind=EventKind.CREATE)
     assert "no response from api-singapore.klingai.com (refused), giving up in 8 s" in text
-    assert "no response" not in trouble(progress, clock, None, kind=EventKind.CREATE)
+    assert "no response" not in screen_after(progress, clock, None, kind=EventKind.CREATE)
     # If the service has responded before, calls are retried for longer.
-    text = trouble(progress, clock, refused, refused, kind=EventKind.CREATE)
+    text = screen_after(progress, clock, refused, refused, kind=EventKind.CREATE)
     assert "no response from api-singapore.klingai.com (refused), giving up in 1:58" in text
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "text"),
     [
         (unreachable(TimeoutError()), "(timed out), giving up in 14:58"),
         (unreachable(ConnectionResetError()), "(connection reset)"),
@@ -244,11 +246,11 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
         (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), calling again in 29 s"),
     ],
 )
-def test_trouble_has_its_own_words(error: KlingError, said: str) -> None:
+def test_each_kind_of_trouble_has_its_own_text(error: KlingError, text: str) -> None:
     """A timeout, a reset, an error of the service and a rate limit have different texts, without escapes."""
     clock = Clock()
     progress = Progress(9, clock=clock)
-    assert said in trouble(progress, clock, None, error, error)
+    assert text in screen_after(progress, clock, None, error, error)
 
 
 def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
@@ -264,7 +266,7 @@ def test_a_short_failure_and_an_old_one_are_not_trouble() -> None:
     assert progress.trouble(IDLE) is None
 
 
-def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None:
+def test_the_account_limit_is_trouble_only_for_an_idle_run() -> None:
     """At the limit of parallel tasks, only a run without tasks of its own says what it waits for."""
     clock = Clock()
     progress = Progress(9, clock=clock)
@@ -275,7 +277,7 @@ def test_the_limit_of_the_account_is_trouble_only_for_who_runs_nothing() -> None
     assert progress.trouble(IDLE) is not None
 
 
-def plain(tmp_path: Path, *arguments: str) -> str:
+def stderr_during_outage(tmp_path: Path, *arguments: str) -> str:
     """Return the stderr of `expand` when the service is down for 2 s after the first poll."""
     with (
         shell(work_seconds=0.5) as kling,
@@ -296,9 +298,9 @@ def plain(tmp_path: Path, *arguments: str) -> str:
     return err
 
 
-def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
+def test_plain_output_reports_trouble_and_its_end(tmp_path: Path) -> None:
     """If the service is down for a while, a line says so, and another when it ends. -v prints each call."""
-    err = plain(tmp_path, "-v")
+    err = stderr_during_outage(tmp_path, "-v")
     assert re.search(
         r"^no response from 127.0.0.1:\d+ \(\w+( \w+)?\), giving up in 14:5\d$", err, re.MULTILINE
     )
@@ -309,4 +311,4 @@ def test_plain_output_tells_trouble_and_its_end(tmp_path: Path) -> None:
 
 def test_quiet_prints_results_only(tmp_path: Path) -> None:
     """With -q only the results are printed, even if the service is down for a while."""
-    assert plain(tmp_path, "-q") == ""
+    assert stderr_during_outage(tmp_path, "-q") == ""

@@ -65,7 +65,7 @@ def rows(text: str) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in text.splitlines()), key=lambda row: str(row.get("source")))
 
 
-async def test_a_job_that_fails_disturbs_no_other(
+async def test_a_failed_job_does_not_affect_the_others(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every job has one row, with the same fields. The exit code says that a job failed."""
@@ -83,7 +83,7 @@ async def test_a_job_that_fails_disturbs_no_other(
     assert emulator.account.units_billed == 16
 
 
-async def test_never_more_jobs_are_open_than_allowed(emulator: Emulator, tmp_path: Path) -> None:
+async def test_at_most_max_open_jobs_are_open(emulator: Emulator, tmp_path: Path) -> None:
     """At most `max_open` jobs wait for their results."""
     progress, open_jobs = Progress(12), []
 
@@ -108,7 +108,7 @@ async def test_nothing_is_sent_after_too_many_failures(emulator: Emulator, tmp_p
     assert (progress.failed + progress.not_sent, progress.ended) == (30, 30)
 
 
-async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tmp_path: Path) -> None:
+async def test_started_jobs_finish_after_an_error_of_the_source(emulator: Emulator, tmp_path: Path) -> None:
     """The source's error is raised unchanged, not in a group, once the pictures of started jobs are saved."""
 
     async def jobs(client: KlingClient) -> Jobs:
@@ -122,16 +122,14 @@ async def test_a_source_that_breaks_lets_started_jobs_end(emulator: Emulator, tm
     assert progress.saved == len(files(tmp_path)) == len(emulator.account.tasks) == 2
 
 
-async def test_results_are_named_after_the_task_where_no_name_is_given(
-    emulator: Emulator, tmp_path: Path
-) -> None:
+async def test_results_without_a_name_are_named_after_the_task(emulator: Emulator, tmp_path: Path) -> None:
     """A job without a name saves its results under its task id."""
     assert await run_batch(plan(tmp_path), Progress(1), requests(None, names=False)) == 0
     (task_id,) = emulator.account.tasks
     assert files(tmp_path) == [f"{task_id}-0.png"]
 
 
-async def test_paid_tasks_without_a_file_are_named_at_the_end(
+async def test_paid_tasks_without_a_file_are_listed_at_the_end(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Paid tasks whose pictures are not saved are listed, with the command that saves them."""
@@ -144,7 +142,7 @@ async def test_paid_tasks_without_a_file_are_named_at_the_end(
     assert err.splitlines()[-1] == f"resume with: kling-expand wait -o {tmp_path} {paid['task_id']}"
 
 
-async def test_with_only_ended_tasks_nothing_is_waited_for(
+async def test_with_only_ended_a_running_task_is_an_error(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A task that is still being processed is reported as an error, and remains open."""
@@ -176,7 +174,7 @@ async def test_with_a_journal_the_summary_replaces_the_list_of_open_tasks(
     assert "resume with" not in err
 
 
-async def test_a_cancelled_batch_saves_what_it_has_begun_to_save(
+async def test_a_cancelled_batch_finishes_started_downloads(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A download that has started finishes, a running task is listed, and neither counts as failed."""
@@ -220,7 +218,7 @@ async def test_a_closed_stdout_is_one_error(
     assert emulator.account.units_billed >= 8
 
 
-async def test_a_service_that_never_answers_is_given_up(
+async def test_an_unreachable_service_stops_the_batch(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After three connection failures at the start, no further job is sent."""
@@ -239,7 +237,7 @@ async def test_a_service_that_never_answers_is_given_up(
     assert capsys.readouterr().err == ""  # with --json the reasons are in the objects
 
 
-async def test_an_output_that_goes_away_stops_the_batch(
+async def test_an_unwritable_output_stops_the_batch(
     emulator: Emulator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once a result cannot be written, nothing more is sent."""

@@ -6,13 +6,13 @@ from kling_expand.cli.batch.trouble import DOWNLOAD, Trouble, describe_trouble, 
 from kling_expand.errors import DownloadError, KlingError, ParallelLimit, RateLimited, TransportError
 
 
-def described(error: KlingError, route: str = "create", wait: float | None = None) -> str:
+def description(error: KlingError, route: str = "create", wait: float | None = None) -> str:
     """Return the text 20 s after the first failure and 1 s after the last, with a limit of 120 s."""
     return describe_trouble(route, Trouble(error, 100.0, 119.0, wait), "host", 120.0, 120.0)
 
 
 @pytest.mark.parametrize(
-    ("error", "route", "said"),
+    ("error", "route", "text"),
     [
         (TransportError("reset by peer"), "create", "reset by peer, giving up in 1:40"),
         (
@@ -33,31 +33,31 @@ def described(error: KlingError, route: str = "create", wait: float | None = Non
         ),
     ],
 )
-def test_each_kind_of_failure_has_its_own_words(error: KlingError, route: str, said: str) -> None:
+def test_each_kind_of_failure_has_its_own_text(error: KlingError, route: str, text: str) -> None:
     """The text has the cause, and the time left for retries or the requested pause."""
-    assert described(error, route) == said
+    assert description(error, route) == text
 
 
 def test_a_known_pause_is_counted_down() -> None:
     """The client's own wait takes precedence over the requested one, and never falls below zero."""
-    assert described(RateLimited("slow", retry_after=31.0), wait=11.0).endswith("again in 10 s")
-    assert described(RateLimited("slow"), wait=0.5).endswith("again in 0 s")
+    assert description(RateLimited("slow", retry_after=31.0), wait=11.0).endswith("again in 10 s")
+    assert description(RateLimited("slow"), wait=0.5).endswith("again in 0 s")
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "text"),
     [
         (ConnectionRefusedError(), "(refused)"),
         (TimeoutError(), "(timed out)"),
         (ConnectionResetError(), "reset)"),
     ],
 )
-def test_the_cause_of_a_silent_host_is_named(cause: Exception, said: str) -> None:
+def test_the_cause_of_a_missing_response_is_named(cause: Exception, text: str) -> None:
     """The text has the cause of the error, or of the connection error that caused it."""
     error, outer = TransportError("x"), Exception()
     error.__cause__ = cause
     assert failure_text(error, "host").startswith("no response from host (")
-    assert said in failure_text(error, "host")
+    assert text in failure_text(error, "host")
     vars(outer)["os_error"] = cause
     error.__cause__ = outer
-    assert said in failure_text(error, "host")
+    assert text in failure_text(error, "host")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.test_interrupted import press
+from cli.test_interrupted import press_ctrl_c
 from PIL import Image
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
@@ -27,7 +27,7 @@ def rows_and_summary(stdout: str) -> tuple[list[dict[str, Any]], dict[str, Any]]
     return rows, last["summary"]
 
 
-def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None:
+def test_an_interrupted_run_can_be_repeated_without_paying_twice(tmp_path: Path) -> None:
     """After Ctrl-C in the middle of 300 rows, the same command completes each row once."""
     manifest = table(
         tmp_path / "m.csv", *(f"{CHELSEA},0.2,,{row}" for row in range(ROWS)), head="image,up,prompt,key"
@@ -40,7 +40,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
             assert process.stderr is not None
             for _ in range(40):
                 process.stdout.readline()
-            press(process)
+            press_ctrl_c(process)
             err = process.stderr.read()
             process.stdout.read()
         assert (process.returncode, "Traceback" in err) == (130, False), err
@@ -71,7 +71,7 @@ def test_interrupted_and_run_again_nothing_is_paid_twice(tmp_path: Path) -> None
     assert (summary["units_billed"], summary["open_tasks"]) == (8 * ROWS, 0)
 
 
-def test_bad_rows_are_reported_and_stop_no_other(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_and_the_others_are_expanded(tmp_path: Path) -> None:
     """Each bad row or photo is reported once with its line and reason, and the others are expanded."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},much,", "gone.jpg,1,", f"{CHELSEA},0.5,"
@@ -99,7 +99,7 @@ def test_strict_sends_nothing_if_a_photo_is_bad(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
+def test_a_dry_run_sends_nothing_and_prints_the_remaining_cost(tmp_path: Path) -> None:
     """A dry run prints the remaining cost and the bad rows. It sends and writes nothing."""
     other = tmp_path / "other.png"
     Image.new("RGB", (600, 600)).save(other)
@@ -124,7 +124,7 @@ def test_a_dry_run_costs_nothing_and_knows_what_is_paid(tmp_path: Path) -> None:
     assert found == paid
 
 
-def test_a_dry_run_counts_the_first_pass_that_is_paid(
+def test_a_dry_run_leaves_out_the_price_of_a_paid_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If only the first pass was paid for, the price is that of the second, and the text says so."""
@@ -147,7 +147,7 @@ def test_a_dry_run_prints_bad_rows_as_json(tmp_path: Path) -> None:
     assert (dry.exit_code, bad["line"], bad["bad"], whole["units"]) == (1, 3, True, 8)
 
 
-def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
+def test_an_edited_manifest_only_pays_for_new_rows(tmp_path: Path) -> None:
     """Moved rows are not paid for again, and existing results are never replaced."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,")
     with shell() as kling:
@@ -164,7 +164,7 @@ def test_an_edited_manifest_only_pays_for_what_is_new(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
-def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
+def test_identical_rows_share_one_task(tmp_path: Path) -> None:
     """Identical rows share one task, unless their keys differ."""
     manifest = table(
         tmp_path / "m.csv", f"{COFFEE},0.5,", f"{COFFEE},0.5,", f"{COFFEE},0.5,b", head="image,up,key"
@@ -175,7 +175,7 @@ def test_rows_that_ask_for_the_same_are_one_task(tmp_path: Path) -> None:
     assert len(set(done.stdout.split())) == 2
 
 
-def test_what_failed_is_tried_again(tmp_path: Path) -> None:
+def test_failed_rows_are_retried_by_the_next_run(tmp_path: Path) -> None:
     """A failed row is retried by the next run, and reported with its line and ids."""
     manifest = table(tmp_path / "m.csv", f"{COFFEE},0.5,", f"{CHELSEA},0.5,emulate-risk-control")
     with shell() as kling:
@@ -194,7 +194,7 @@ def test_what_failed_is_tried_again(tmp_path: Path) -> None:
     assert (summary["known"], summary["failed"]) == (1, 1)
 
 
-def test_a_budget_is_the_journals(tmp_path: Path) -> None:
+def test_a_budget_applies_to_all_runs_of_a_journal(tmp_path: Path) -> None:
     """The budget applies to all runs of a journal together. Rows beyond it count as not sent."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,{row}" for row in range(30)))
     with shell() as kling:
@@ -206,7 +206,7 @@ def test_a_budget_is_the_journals(tmp_path: Path) -> None:
         assert "30 rows: 0 saved, 2 already done, 28 not sent" in done.stderr
 
 
-def test_stop_after_so_many_failures(tmp_path: Path) -> None:
+def test_nothing_is_sent_after_max_failures(tmp_path: Path) -> None:
     """After --max-failures nothing more is sent."""
     manifest = table(tmp_path / "m.csv", *(f"{COFFEE},0.5,emulate-1301 {row}" for row in range(30)))
     with shell() as kling:
@@ -217,7 +217,7 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "arguments", "said"),
+    ("text", "arguments", "message"),
     [
         ("image\n", [], "no photo was found"),
         ("image,up\na.jpg,x\n", [], "no row can be sent (1 bad row)"),
@@ -229,23 +229,23 @@ def test_stop_after_so_many_failures(tmp_path: Path) -> None:
         (f"image,up\n{COFFEE},1\n", [], "no credentials"),
     ],
 )
-def test_what_cannot_begin_is_one_sentence(
-    tmp_path: Path, text: str, arguments: list[object], said: str
+def test_a_run_that_cannot_start_creates_no_journal(
+    tmp_path: Path, text: str, arguments: list[object], message: str
 ) -> None:
     """If nothing can be sent, the exit code is 2 and no journal is created."""
     (tmp_path / "m.csv").write_text(text)
     done = Shell()("bulk", tmp_path / "m.csv", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
 
 
-def test_an_empty_dry_run_is_no_success(tmp_path: Path) -> None:
+def test_a_dry_run_without_photos_exits_with_1(tmp_path: Path) -> None:
     """For a dry run without a photo, the exit code is 1, because the pattern is probably wrong."""
     assert Shell()("bulk", f"{tmp_path}/*.jpg", "--up", 0.5, "--dry-run").exit_code == 1
 
 
-def test_a_missing_shape_is_said_once(tmp_path: Path) -> None:
+def test_a_missing_shape_is_reported_once(tmp_path: Path) -> None:
     """A missing shape is an error of the command, not of each photo. The message also names --for."""
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(Path(COFFEE).read_bytes())
@@ -254,7 +254,7 @@ def test_a_missing_shape_is_said_once(tmp_path: Path) -> None:
     assert done.stderr.count("exactly one way to expand is required: --aspect or --for, --size") == 1
 
 
-def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None:
+def test_ctrl_c_lets_a_started_download_finish(tmp_path: Path) -> None:
     """Ctrl-C lets a download that has started finish."""
     with shell() as kling:
         kling.emulator.faults.script("file", Fault("slow_body", seconds=0.6))
@@ -262,7 +262,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
         with kling.start(*arguments) as process:
             while not kling.emulator.account.requests["file"]:
                 assert process.poll() is None
-            press(process)
+            press_ctrl_c(process)
             assert process.stdout is not None
             assert process.stderr is not None
             err, out = process.stderr.read(), process.stdout.read()
@@ -270,7 +270,7 @@ def test_a_download_under_way_is_finished_before_the_end(tmp_path: Path) -> None
     assert "1 photo: 1 saved" in err
 
 
-def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
+def test_the_emulator_has_its_own_journal(tmp_path: Path) -> None:
     """With --emulator, a separate journal is used, and a second run finds everything done."""
     manifest = table(tmp_path / "m.csv", f"{CHELSEA},0.02,")
     first, again = (
@@ -285,7 +285,7 @@ def test_without_an_account_on_this_machine(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {journal, f"{journal}.tasks"}
 
 
-def test_a_dry_run_says_which_size_the_pictures_will_have(tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_expected_sizes(tmp_path: Path) -> None:
     """A dry run prints the expected sizes in pixels and the cost, and says that an emulator bills nothing."""
     words = ["bulk", COFFEE, CHELSEA, "--aspect", "16:9", "-o", tmp_path / "out", "--dry-run", "--emulator"]
     lines = Shell()(*words).stdout.splitlines()

@@ -12,7 +12,7 @@ from kling_expand.api import photo as photo_module
 from kling_expand.emulator.faults.plan import Fault
 
 
-def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> None:
+def test_stdout_contains_only_the_paths_of_the_results(tmp_path: Path) -> None:
     """Only the paths are on stdout, progress is on stderr, and the picture has the requested shape."""
     with shell() as kling:
         done = kling("expand", COFFEE, "--aspect", "16:9", "-n", 2, "-o", tmp_path)
@@ -26,7 +26,7 @@ def test_the_paths_of_the_results_are_all_that_stdout_holds(tmp_path: Path) -> N
         assert kling.emulator.account.units_billed == 16
 
 
-def test_without_an_account_the_command_brings_its_own_service(tmp_path: Path) -> None:
+def test_the_emulator_option_needs_no_credentials(tmp_path: Path) -> None:
     """`--emulator` needs neither credentials nor a running emulator."""
     done = Shell()("expand", CHELSEA, "--right", 0.02, "--emulator", "-o", tmp_path)
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'chelsea-0.png'}\n")
@@ -47,7 +47,7 @@ def test_photos_of_the_same_name_do_not_replace_each_other(tmp_path: Path) -> No
     assert len({name.lower() for name in names}) == 3
 
 
-def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
+def test_json_prints_one_object_for_each_photo(tmp_path: Path) -> None:
     """With --json, one object is printed for each photo, and nothing else on either stream."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--left", 0.5, "--json", "-o", tmp_path)
@@ -60,7 +60,7 @@ def test_json_says_everything_of_each_photo(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_one_failed_task_leaves_the_others_be(tmp_path: Path) -> None:
+def test_one_failed_task_does_not_affect_the_others(tmp_path: Path) -> None:
     """The exit code is 1, the failure is on stderr with its ids, and the other photos are saved."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
@@ -71,7 +71,7 @@ def test_one_failed_task_leaves_the_others_be(tmp_path: Path) -> None:
     assert "resume" not in done.stderr
 
 
-def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
+def test_a_failure_is_a_json_object_too(tmp_path: Path) -> None:
     """With --json the photo's object has the type and message of the error."""
     with shell() as kling:
         kling.emulator.faults.script("create", Fault("error", code=1301))
@@ -80,7 +80,7 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([COFFEE], "exactly one way"),
         ([COFFEE, "--aspect", "16:9", "--up", "1"], "exactly one way"),
@@ -101,16 +101,16 @@ def test_a_failure_is_an_object_too(tmp_path: Path) -> None:
         ([COFFEE, "--up", "1", "--deadline", "0"], "--deadline"),
     ],
 )
-def test_what_cannot_go_well_is_refused_before_anything_is_paid(arguments: list[str], said: str) -> None:
+def test_an_invalid_command_is_refused_before_anything_is_sent(arguments: list[str], message: str) -> None:
     """The exit code is 2, the message is short, and no task is created for any photo."""
     done = Shell()("expand", *arguments, KLING_API_KEY="none")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()[-1]) < 400
 
 
-def test_without_credentials_it_says_where_to_put_them() -> None:
+def test_missing_credentials_are_explained() -> None:
     """The message names the environment variables, and --emulator, which needs no credentials."""
     done = Shell()("expand", COFFEE, "--up", "1")
     assert (done.exit_code, done.stdout) == (2, "")
@@ -119,7 +119,7 @@ def test_without_credentials_it_says_where_to_put_them() -> None:
 
 
 @pytest.mark.parametrize("option", ["--skip-existing", "--overwrite"])
-def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path, option: str) -> None:
+def test_a_result_never_replaces_an_input_photo(tmp_path: Path, option: str) -> None:
     """A result whose path is that of a photo gets another name, even with --overwrite."""
     for name in ("dog.png", "dog-0.png"):
         with Image.open(COFFEE) as picture:
@@ -134,7 +134,7 @@ def test_a_result_never_replaces_a_photo_that_was_given(tmp_path: Path, option: 
     assert len(set(done.stdout.splitlines())) == 2
 
 
-def test_no_file_is_replaced_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_no_file_is_replaced_without_overwrite(tmp_path: Path) -> None:
     """Results of other options and the user's own files are kept. The journal has each job's own file."""
     (tmp_path / "coffee-0.png").write_text("mine")
     with shell() as kling:
@@ -193,7 +193,7 @@ def test_all_bad_photos_are_named_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_budget_holds_for_a_few_photos_too(tmp_path: Path) -> None:
+def test_a_budget_applies_to_expand_too(tmp_path: Path) -> None:
     """Photos beyond the budget are not sent, and the exit code is 1."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, "--budget", 8)
@@ -202,7 +202,7 @@ def test_a_budget_holds_for_a_few_photos_too(tmp_path: Path) -> None:
     assert "nothing more is sent" in done.stderr
 
 
-def test_without_credentials_that_work_the_exit_code_is_3(tmp_path: Path) -> None:
+def test_wrong_credentials_are_explained_once(tmp_path: Path) -> None:
     """With wrong credentials, one message says what to check."""
     with shell() as kling:
         done = kling("expand", COFFEE, CHELSEA, "--up", 0.2, "-o", tmp_path, KLING_API_KEY="wrong")
@@ -212,7 +212,7 @@ def test_without_credentials_that_work_the_exit_code_is_3(tmp_path: Path) -> Non
     assert "doctor" in line
 
 
-def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
+def test_a_result_can_be_saved_after_the_deadline(tmp_path: Path) -> None:
     """After the deadline, the exit code is 1. The printed command saves the result later."""
     with shell(work_seconds=600) as kling:
         done = kling("expand", COFFEE, "--up", 0.5, "--deadline", 0.6, "-o", tmp_path)
@@ -224,7 +224,7 @@ def test_a_deadline_is_no_loss(tmp_path: Path) -> None:
         assert Path(again.stdout.strip()).parent == tmp_path
 
 
-def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
+def test_direction_works_in_both_dialects(tmp_path: Path) -> None:
     """`--direction` works in both dialects."""
     with shell() as kling:
         arguments = ["expand", COFFEE, "--direction", "left,top", "--ratio", 1.4, "-o", tmp_path]
@@ -233,7 +233,7 @@ def test_the_other_dialect_can_be_spoken(tmp_path: Path) -> None:
         assert len(kling.emulator.account.tasks) == 2
 
 
-def test_a_watermarked_copy_lies_beside_the_picture(tmp_path: Path) -> None:
+def test_a_watermarked_copy_is_saved_beside_the_picture(tmp_path: Path) -> None:
     """With --watermark both pictures are saved."""
     with shell() as kling:
         kling("expand", COFFEE, "--up", 0.5, "--watermark", "--prompt", "a park", "-o", tmp_path)
@@ -253,7 +253,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
-def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
+def test_each_shape_of_a_photo_has_its_own_files(tmp_path: Path) -> None:
     """Each shape has its own file names, by default and with a template, and is paid for once."""
     words = ("--aspect", "16:9", "--for", "og")
     with shell() as kling:
@@ -273,7 +273,7 @@ def test_several_shapes_of_one_photo(tmp_path: Path) -> None:
         assert (done.exit_code, "two shapes would share a path" in done.stderr) == (2, True)
 
 
-def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
+def test_a_shape_that_a_photo_already_has_is_left_out(tmp_path: Path) -> None:
     """Of several shapes, one that the photo already has is counted but not requested."""
     Image.new("RGB", (600, 600), "navy").save(tmp_path / "square.png")
     with shell() as kling:
@@ -281,8 +281,8 @@ def test_a_shape_that_a_photo_has_is_left_out(tmp_path: Path) -> None:
             *("expand", tmp_path / "square.png", "--aspect", "1:1", "--aspect", "5:4", "-o", tmp_path / "o")
         )
         assert (done.exit_code, files(tmp_path / "o")) == (0, ["square-5x4-0.png"])
-        said = f"1 left out, because the photo already has the shape: {tmp_path / 'square.png'} 1x1\n"
-        assert said in done.stderr
+        message = f"1 left out, because the photo already has the shape: {tmp_path / 'square.png'} 1x1\n"
+        assert message in done.stderr
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (800, 450)).save(tmp_path / "side.jpg", exif=exif)
@@ -318,7 +318,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     return calls
 
 
-def tower(folder: Path) -> Path:
+def portrait(folder: Path) -> Path:
     """Write a portrait, which 16:9 needs two passes for."""
     path = folder / "tower.png"
     Image.effect_noise((540, 960), 40).convert("RGB").save(path)
@@ -327,7 +327,7 @@ def tower(folder: Path) -> Path:
 
 def test_two_passes_make_one_picture(tmp_path: Path) -> None:
     """The price is printed first, both tasks are paid for once, and the photo is put back at its own size."""
-    path = tower(tmp_path)
+    path = portrait(tmp_path)
     words = ("--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
     with shell() as kling:
         refused = kling("expand", path, "--aspect", "16:9", "-o", tmp_path / "out")

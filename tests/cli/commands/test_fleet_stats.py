@@ -14,7 +14,7 @@ from kling_expand.testing import virtual_time
 pytest_plugins = ["support.postgres", "support.fleet"]
 
 
-async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
+async def test_the_live_view_is_updated_at_every_interval(fleet: Fleet) -> None:
     """The live screen shows workers, slots, queue and cost, and updates at every interval."""
     console = Console(record=True, width=80, force_terminal=True)
     watching = asyncio.create_task(watch(fleet.stats, 0.01, console))
@@ -36,7 +36,7 @@ async def test_the_live_view_is_drawn_again_and_again(fleet: Fleet) -> None:
 
 
 @virtual_time
-async def test_the_live_view_says_that_the_database_is_gone() -> None:
+async def test_the_live_view_shows_old_numbers_while_the_database_is_down() -> None:
     """While the database does not respond, the last numbers are shown with their age."""
     console = Console(record=True, width=30, force_terminal=True)
     stats = FleetStats(

@@ -13,7 +13,7 @@ kling = Shell()
 COMMAND = ("preview", COFFEE, "--up", 0.5)
 
 
-def test_the_photo_lies_where_the_result_will_have_it(tmp_path: Path) -> None:
+def test_the_photo_is_placed_as_in_the_result(tmp_path: Path) -> None:
     """The drawing has a frame around the photo, and hatching in the new area."""
     target = tmp_path / "new" / "canvas.png"
     done = kling("preview", COFFEE, "--right", 0.5, "-o", target)
@@ -50,7 +50,7 @@ def test_the_drawing_has_a_readable_size(tmp_path: Path, size: tuple[int, int], 
         assert picture.getpixel((width - 20, 20)) == pytest.approx((227, 142, 142), abs=2)
 
 
-def test_a_turned_photo_is_drawn_upright(tmp_path: Path) -> None:
+def test_a_rotated_photo_is_drawn_upright(tmp_path: Path) -> None:
     """EXIF orientation is applied to the photo and its size, and a note says so."""
     photo = Image.new("RGB", (400, 300), "blue")
     photo.paste("red", (0, 0, 200, 300))  # the left half, which orientation 6 turns to the top
@@ -67,22 +67,22 @@ def test_a_turned_photo_is_drawn_upright(tmp_path: Path) -> None:
     assert "--fit" in kling("preview", tmp_path / "photo.jpg", "--up", 1, "-o", tmp_path / "c.png").stderr
 
 
-def test_json_is_that_of_ratios_and_the_file(tmp_path: Path) -> None:
+def test_json_has_the_fields_of_ratios_and_the_path(tmp_path: Path) -> None:
     """JSON has the fields of `ratios`, and the path of the drawing."""
     facts = json.loads(kling("preview", COFFEE, "--pad", 9, "--json", "-o", tmp_path / "c.png").stdout)
     assert (facts["canvas"]["width"], facts["file"]) == (618, str(tmp_path / "c.png"))
 
 
-def test_it_writes_nothing_but_a_png_of_its_own(tmp_path: Path) -> None:
+def test_an_unsuitable_output_is_refused(tmp_path: Path) -> None:
     """Another format, the photo itself and an unwritable path are refused."""
     photo = tmp_path / "photo.png"
     Image.new("RGB", (300, 300)).save(photo)
     (tmp_path / "file").write_text("")
     before = photo.read_bytes()
-    for target, said in [("c.jpg", ".png"), ("photo.png", "replace"), ("file/c.png", "cannot be written")]:
+    for target, message in [("c.jpg", ".png"), ("photo.png", "replace"), ("file/c.png", "cannot be written")]:
         done = kling("preview", photo, "--up", 1, "-o", tmp_path / target)
         assert (done.exit_code, done.stdout) == (2, "")
-        assert said in done.stderr
+        assert message in done.stderr
     assert photo.read_bytes() == before
 
 
@@ -94,7 +94,7 @@ def test_a_terminal_shows_the_picture(tmp_path: Path) -> None:
     assert len(shown.splitlines()) > 5
 
 
-def test_a_terminal_without_a_size_is_no_failure(tmp_path: Path) -> None:
+def test_a_terminal_without_a_size_is_accepted(tmp_path: Path) -> None:
     """With a terminal that reports no size, the file is still written."""
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target, size=(0, 0))

@@ -10,7 +10,7 @@ from kling_expand import Ratios, Towards
 kling = Shell()
 
 
-def test_the_vendors_own_example() -> None:
+def test_the_example_of_the_vendor_is_reproduced() -> None:
     """The first line is the vendor's string, and the second describes the canvas."""
     lines = kling("ratios", "100x100", "--area", 3, "--aspect", "16:9").stdout.splitlines()
     assert lines[0] == "0.1495,0.1495,0.6547,0.6547"
@@ -18,7 +18,7 @@ def test_the_vendors_own_example() -> None:
     assert "about 1536x864 pixels (its 1K tier)" in lines[1]
 
 
-def test_a_photo_says_its_size_itself() -> None:
+def test_the_size_is_read_from_a_photo() -> None:
     """JSON has the four ratios, the canvas, and the position of the photo in it."""
     facts = json.loads(kling("ratios", COFFEE, "--size", "1000x600", "--anchor", "top-left", "--json").stdout)
     assert (facts["width"], facts["height"]) == (600, 400)
@@ -58,7 +58,7 @@ def test_several_passes_have_their_own_ratios() -> None:
         (["--aspect", "2:1", "--anchor", "right"], Ratios(0, 0, 1, 0)),
     ],
 )
-def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
+def test_each_option_produces_its_geometry(options: list[object], expected: Ratios) -> None:
     """Each option produces the ratios of the library's geometry of the same kind."""
     facts = json.loads(kling("ratios", "400x400", *options, "--json").stdout)
     found = [facts[side] for side in ("up", "down", "left", "right")]
@@ -66,7 +66,7 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["400x400"], "exactly one way"),
         (["400x400", "--up", 1, "--pad", 3], "exactly one way"),
@@ -82,9 +82,9 @@ def test_each_way_to_say_it(options: list[object], expected: Ratios) -> None:
         (["nothing.jpg", "--up", 1], "no such file"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(arguments: list[object], said: str) -> None:
+def test_an_impossible_geometry_is_refused(arguments: list[object], message: str) -> None:
     """For an impossible geometry, the exit code is 2, and the message says what is allowed."""
     done = kling("ratios", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

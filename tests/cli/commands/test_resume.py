@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cli.commands.test_expand import files, tower
-from cli.test_interrupted import press
+from cli.commands.test_expand import files, portrait
+from cli.test_interrupted import press_ctrl_c
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand import KlingClient, Ratios
@@ -17,7 +17,7 @@ from kling_expand.emulator.faults.plan import Fault
 from kling_expand.store.sqlite import SQLiteStore
 
 
-def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
+def submit_and_close(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) -> None:
     """Submit photos with a client that is closed before its tasks end."""
 
     async def submit() -> None:
@@ -31,12 +31,12 @@ def begin(kling: Shell, journal: Path, *photos: str, prompt: str | None = None) 
     asyncio.run(submit())
 
 
-def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
+def test_each_task_of_a_journal_is_saved_once(tmp_path: Path) -> None:
     """A journal is named by its file or directory, and each of its tasks is saved once under its own name."""
     same = tmp_path / "coffee.jpg"
     same.write_bytes(Path(CHELSEA).read_bytes())
     with shell(work_seconds=600) as kling:
-        begin(kling, tmp_path / ".kling-expand.db", COFFEE, CHELSEA, str(same))
+        submit_and_close(kling, tmp_path / ".kling-expand.db", COFFEE, CHELSEA, str(same))
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / ".kling-expand.db", "-o", tmp_path / "out")
         assert done.exit_code == 0, done.stderr
@@ -51,10 +51,10 @@ def test_a_programs_journal_is_brought_home(tmp_path: Path) -> None:
     assert (again.exit_code, json.loads(again.stdout)["summary"]["rows"]) == (0, 0)
 
 
-def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
+def test_the_summary_says_how_to_retry_failed_jobs(tmp_path: Path) -> None:
     """A failed task is reported with its photo and reason, and the summary says how to retry it."""
     with shell(work_seconds=600) as kling:
-        begin(kling, tmp_path / "j", COFFEE, CHELSEA, prompt="emulate-risk-control")
+        submit_and_close(kling, tmp_path / "j", COFFEE, CHELSEA, prompt="emulate-risk-control")
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / "j", "-o", tmp_path / "out")
     assert done.exit_code == 1
@@ -63,15 +63,15 @@ def test_the_summary_says_who_retries_failed_jobs(tmp_path: Path) -> None:
     assert "only retried by the program that submitted them" in done.stderr
 
 
-def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
+def test_an_interrupted_resume_can_be_run_again(tmp_path: Path) -> None:
     """After Ctrl-C, the exit code is 130, and the tasks that continue are counted."""
     with shell(work_seconds=600) as kling:
-        begin(kling, tmp_path / "j", COFFEE, CHELSEA)
+        submit_and_close(kling, tmp_path / "j", COFFEE, CHELSEA)
         reads = kling.emulator.account.requests.total()
         with kling.start("resume", tmp_path / "j", "-o", tmp_path / "out") as process:
             while kling.emulator.account.requests.total() == reads:
                 assert process.poll() is None
-            press(process)
+            press_ctrl_c(process)
             assert process.stderr is not None
             err = process.stderr.read()
         assert process.returncode == 130, err
@@ -85,14 +85,14 @@ def test_interrupted_it_can_be_run_again(tmp_path: Path) -> None:
 def test_a_budget_counts_what_the_journal_has_spent(tmp_path: Path) -> None:
     """A running task is saved even with a budget of 0, because it is already paid for."""
     with shell(work_seconds=600) as kling:
-        begin(kling, tmp_path / "j", COFFEE)
+        submit_and_close(kling, tmp_path / "j", COFFEE)
         kling.within(kling.emulator.advance, 700)
         done = kling("resume", tmp_path / "j", "--budget", 0, "-o", tmp_path / "out")
     assert (done.exit_code, "1 job: 1 saved" in done.stderr) == (0, True)
 
 
 @pytest.mark.parametrize("key", ["", "some"])
-def test_a_run_with_the_local_emulator_says_how_it_continues(tmp_path: Path, key: str) -> None:
+def test_a_journal_of_the_local_emulator_is_refused(tmp_path: Path, key: str) -> None:
     """The emulator has ended, so credentials would not help. The journal still belongs to the emulator."""
 
     async def account(given: str = "") -> str:
@@ -106,7 +106,7 @@ def test_a_run_with_the_local_emulator_says_how_it_continues(tmp_path: Path, key
     assert asyncio.run(account()) == EMULATED
 
 
-def test_missing_credentials_are_explained_in_words_of_the_shell(tmp_path: Path) -> None:
+def test_missing_credentials_are_explained_in_terms_of_the_shell(tmp_path: Path) -> None:
     """The message names neither a Python class nor an option that `resume` does not have."""
 
     async def create() -> None:
@@ -120,7 +120,7 @@ def test_missing_credentials_are_explained_in_words_of_the_shell(tmp_path: Path)
     assert "--emulator" not in done.stderr
 
 
-def test_there_must_be_a_journal(tmp_path: Path) -> None:
+def test_a_missing_journal_is_refused(tmp_path: Path) -> None:
     """A missing journal is not created, and a file that is not a journal is refused."""
     done = Shell()("resume", tmp_path / "j")
     assert (done.exit_code, "no such journal" in done.stderr) == (2, True)
@@ -129,7 +129,9 @@ def test_there_must_be_a_journal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_have_the_names_of_the_original_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`resume` and `wait` save under the directories, shapes and names of the original command."""
     monkeypatch.chdir(tmp_path)
     for folder, photo in (("a", COFFEE), ("b", CHELSEA)):
@@ -152,13 +154,13 @@ def test_results_are_named_as_the_command_would_have(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("passed", [0, 1])
-def test_passes_go_on_where_a_kill_has_stopped_them(passed: int, tmp_path: Path) -> None:
+def test_passes_continue_after_a_kill(passed: int, tmp_path: Path) -> None:
     """After a kill during the first or second pass, `resume` makes the rest. Each pass is paid for once."""
-    photo = tower(tmp_path)
+    photo = portrait(tmp_path)
     words = ("expand", photo, "--aspect", "16:9", "--passes", 2, "-o", tmp_path / "out")
     with shell(work_seconds=600) as kling, kling.start(*words) as process:
         for number in range(1, passed + 2):
-            while len(kling.emulator.account.tasks) < number or not known(tmp_path / "out", number):
+            while len(kling.emulator.account.tasks) < number or not has_paid_tasks(tmp_path / "out", number):
                 assert process.poll() is None
                 time.sleep(0.02)
             if number <= passed:
@@ -177,7 +179,7 @@ def test_passes_go_on_where_a_kill_has_stopped_them(passed: int, tmp_path: Path)
         assert kling.emulator.account.units_billed == 16
 
 
-def known(folder: Path, number: int) -> bool:
+def has_paid_tasks(folder: Path, number: int) -> bool:
     """Return whether the journal has at least *number* paid tasks."""
     done = Shell()("status", folder, "--json")
     return done.exit_code == 0 and json.loads(done.stdout)["units_due"] >= 8 * number

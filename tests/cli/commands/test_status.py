@@ -18,7 +18,7 @@ from kling_expand.store.base import JobState
 from kling_expand.store.sqlite import SQLiteStore
 
 
-def test_status_is_one_line_a_task_in_the_order_asked() -> None:
+def test_status_prints_one_line_for_each_task_in_order() -> None:
     """An unknown id does not affect the others, but the exit code is 1."""
     with shell(work_seconds=600) as kling:
         (task_id,) = submitted(kling, COFFEE)
@@ -32,7 +32,7 @@ def test_status_is_one_line_a_task_in_the_order_asked() -> None:
         assert kling("status", task_id).exit_code == 0
 
 
-async def test_a_run_is_watched_while_it_goes_on(tmp_path: Path) -> None:
+async def test_the_status_of_a_run_in_progress_is_shown(tmp_path: Path) -> None:
     """Jobs, cost and process are shown while the journal is open. It is named by its file or directory."""
     journal = tmp_path / ".kling-expand.db"
     status = partial(asyncio.to_thread, Shell(), "status")
@@ -78,7 +78,7 @@ def test_rate_and_time_left_follow_from_recent_rows() -> None:
     assert emulated == "80 units (emulated, not billed) used, 8 more if the open tasks succeed"
 
 
-def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
+def test_bad_rows_are_counted_separately(tmp_path: Path) -> None:
     """`status` counts the bad rows as the run did, `report` names them, and the next run forgets them."""
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(Path(COFFEE).read_bytes()[:9000])
@@ -97,17 +97,17 @@ def test_bad_rows_are_neither_to_come_nor_open(tmp_path: Path) -> None:
     assert "no such file" in page
 
 
-def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
+def test_a_path_without_a_journal_is_refused(tmp_path: Path) -> None:
     """A directory without a command's journal, and a file that is not a journal, have different messages."""
     (tmp_path / "file").write_text("x" * 5000)
     (tmp_path / "workers").mkdir()
     for name in ("jobs-1.db", "jobs-0.db"):
         (tmp_path / "workers" / name).touch()
     named = ", ".join(str(tmp_path / "workers" / f"jobs-{number}.db") for number in range(2))
-    for place, said in [
+    for place, message in [
         (tmp_path, "no command has kept a journal in this directory"),
         (tmp_path / "workers", f"name its file: {named}"),
         (tmp_path / "file", "not a journal"),
     ]:
         done = Shell()("status", place)
-        assert (done.exit_code in {1, 2}, said in done.stderr) == (True, True)
+        assert (done.exit_code in {1, 2}, message in done.stderr) == (True, True)

@@ -30,7 +30,7 @@ def test_get_shows_a_task_by_either_id(tmp_path: Path) -> None:
             assert value in shown.stdout
 
 
-def test_an_unknown_id_is_one_sentence() -> None:
+def test_an_unknown_id_is_an_error() -> None:
     """For an unknown id, the exit code is 1."""
     with shell() as kling:
         done = kling("get", "unknown")

@@ -20,7 +20,7 @@ def test_wait_saves_each_task_once_under_its_id(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"{first}-0.png", f"{second}-0.png"])
 
 
-def test_waiting_for_a_failed_task_says_why(tmp_path: Path) -> None:
+def test_a_failed_task_is_reported_with_its_reason(tmp_path: Path) -> None:
     """For a failed task, the exit code is 1. The reason is printed, without advice to wait again."""
     with shell(work_seconds=600) as kling:
         kling("expand", COFFEE, "--up", 0.5, "--prompt", "emulate-risk-control", "--deadline", 0.3)

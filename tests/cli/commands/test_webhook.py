@@ -17,7 +17,7 @@ from support.shell import COFFEE, Shell, shell
 from kling_expand import KlingClient, Ratios
 
 SECRET = "whsec_c2VjcmV0c2VjcmV0c2VjcmV0"
-CALL = json.dumps({"task_id": "7", "task_status": "processing\x1b[2J"}).encode()
+CALLBACK = json.dumps({"task_id": "7", "task_status": "processing\x1b[2J"}).encode()
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def listening(*arguments: object) -> "Iterator[tuple[subprocess.Popen[str], str,
 def post(url: str, body: bytes, headers: dict[str, str] | None = None) -> int:
     """Send a POST request, and return the status of the response."""
     try:
-        with urlopen(Request(url, body, headers or {}, method="POST"), timeout=10) as answer:
-            return int(answer.status)
+        with urlopen(Request(url, body, headers or {}, method="POST"), timeout=10) as response:
+            return int(response.status)
     except HTTPError as error:
         error.close()
         return error.code
@@ -63,7 +63,7 @@ def create(url: str, api_key: str, callback_url: str) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_signed_calls_are_printed_as_they_come(secret_file: str, *, as_json: bool) -> None:
+def test_signed_callbacks_are_printed_in_order(secret_file: str, *, as_json: bool) -> None:
     """The callbacks of a task are printed in order, with their path."""
     with listening("--secret-file", secret_file, *(["--json"] if as_json else [])) as (process, url, line):
         assert "signed callbacks only" in line
@@ -81,10 +81,10 @@ def test_signed_calls_are_printed_as_they_come(secret_file: str, *, as_json: boo
         assert "http" in lines[-1]
 
 
-def test_unsigned_calls_are_refused_with_the_reason(secret_file: str) -> None:
+def test_unsigned_callbacks_are_refused_with_the_reason(secret_file: str) -> None:
     """An unsigned callback is refused with 400 and reported on stderr. A body that is too long gets 413."""
     with listening("--secret-file", secret_file) as (process, url, _):
-        assert post(url, CALL) == 400
+        assert post(url, CALLBACK) == 400
         assert process.stderr is not None
         assert "webhook-id is missing" in process.stderr.readline()
         assert post(url, b"x" * (2 << 20)) == 413
@@ -92,11 +92,11 @@ def test_unsigned_calls_are_refused_with_the_reason(secret_file: str) -> None:
         assert process.communicate(timeout=30)[0] == ""
 
 
-def test_without_a_secret_every_call_is_marked() -> None:
+def test_without_a_secret_every_callback_is_marked() -> None:
     """Without a secret, every callback is marked as unverified, and its control characters are escaped."""
     with listening() as (process, url, line):
         assert "nothing is verified" in line
-        assert post(url, CALL) == 204
+        assert post(url, CALLBACK) == 204
         assert process.stdout is not None
         shown = process.stdout.readline()
         assert post(url, b"{}") == 400
@@ -107,7 +107,7 @@ def test_without_a_secret_every_call_is_marked() -> None:
     assert "\x1b" not in shown
 
 
-def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
+def test_a_port_in_use_or_an_invalid_secret_exits_with_2(tmp_path: Path) -> None:
     """For a port in use or an invalid secret, the exit code is 2."""
     with shell() as other:
         done = Shell()("webhook", "listen", "--port", other.emulator.url.rpartition(":")[2])

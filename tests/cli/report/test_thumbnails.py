@@ -10,7 +10,7 @@ from support.sample_pictures import claimed
 from kling_expand.cli.report.thumbnails import Thumbnails
 
 
-def test_thumbnails_of_anything(tmp_path: Path) -> None:
+def test_thumbnails_of_transparent_and_invalid_pictures(tmp_path: Path) -> None:
     """Transparent pixels become white. A file that is not a picture has no thumbnail."""
     Image.new("RGBA", (400, 300), (0, 0, 0, 0)).save(tmp_path / "a.png")
     small = Thumbnails(100).make(str(tmp_path / "a.png"))

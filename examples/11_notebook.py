@@ -1,6 +1,6 @@
 """The blocking client in a notebook: each ``# %%`` starts a cell, and no asyncio is needed."""
 
-# %% Start an emulator. With real credentials, omit this cell and the arguments of the client.
+# %% Import the packages.
 import os
 import subprocess
 import sys
@@ -14,6 +14,8 @@ from kling_expand.blocking import KlingClient
 
 folder = TemporaryDirectory()
 os.chdir(folder.name)  # so that the example leaves no files
+
+# %% Start an emulator. With real credentials, omit this cell, the arguments of the client, and the last cell.
 command = [sys.executable, "-m", "kling_expand.emulator", "--queue-seconds", "0.2", "--work-seconds", "0.5"]
 emulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 url, *pairs = (emulator.stdout.readline() if emulator.stdout else "").split()
@@ -38,11 +40,13 @@ sheet.paste(after, (before.width + 20, 0))
 sheet.save("out/before-and-after.png")
 print("files:", *sorted(str(path) for path in Path("out").iterdir()))
 
-# %% Stop the client and the emulator.
+# %% Close the client.
 kling.close()
+folder.cleanup()
+
+# %% Stop the emulator.
 emulator.terminate()
 emulator.communicate()
-folder.cleanup()
 
 # Output:
 # before (451, 300)

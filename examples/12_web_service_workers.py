@@ -59,7 +59,7 @@ async def refuse(_request: Request, error: InvalidRequest) -> JSONResponse:
 
 @app.post("/jobs", status_code=202)
 async def submit(photo: UploadFile, request: Request) -> dict[str, str]:
-    path = Path("uploads", uuid4().hex)  # not the caller's name; a crash does not lose a file
+    path = Path("uploads", uuid4().hex)  # not the caller's file name; a file survives a crash
     path.parent.mkdir(exist_ok=True)
     await asyncio.to_thread(path.write_bytes, await photo.read())
     callback_url = os.environ["PUBLIC_URL"] + "/kling"
@@ -78,7 +78,7 @@ async def status(job_id: str, request: Request) -> dict[str, Any]:
 
 
 async def use(http: ClientSession) -> None:
-    """Upload a text and a photo, and wait for the picture of the photo."""
+    """Upload some text and then a photo, and wait until the expanded picture is saved."""
     for content in (b"not a photo", (HERE.parent / "photos" / "coffee.jpg").read_bytes()):
         form = FormData()
         form.add_field("photo", content, filename="photo.jpg")

@@ -216,7 +216,7 @@ class ExpandResult(BlockingProxy[future.ExpandResult], Serializable):
         return self._inner.files
 
     def saved_at(self, target: str | os.PathLike[str]) -> tuple[Path, ...]:
-        """Return the paths where an earlier run saved the pictures, if `save` puts them there, else ``()``.
+        """Return the paths of pictures that an earlier run saved where `save` would put them, or ``()``.
 
         Raises:
             InvalidRequest: if *target* is invalid.
@@ -377,7 +377,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
 
     @property
     def error(self) -> KlingError | None:
-        """The exception that ended this future, or None. A failed task is reported by `task`."""
+        """The exception that ended this future, or None. `task` reports a failed task."""
         return self._inner.error
 
 
@@ -386,7 +386,8 @@ class Outcome(Serializable):
     """The outcome of one request of `KlingClient.map`, with the fields of `kling_expand.Outcome`.
 
     `index` is the position of the request, from 0. Either `result` or `error` is set, or both if the pictures
-    could not be saved. `request` is None if it could not be made. `files` are the paths of saved pictures.
+    could not be saved. `request` is None if the row gave no valid request. `files` are the paths of saved
+    pictures.
     """
 
     index: int

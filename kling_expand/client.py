@@ -273,8 +273,8 @@ class KlingClient:
         one, and each is billed. With a journal, a later call continues where an earlier one stopped.
         `ExpandResult.save` with ``full_size`` puts the photo back at its own size.
 
-        Cancelling this call cancels the job if it was not sent yet. A task that already exists continues. Its
-        ids are logged and added to the `CancelledError` as a note.
+        Cancelling this call cancels the job if it has not been sent yet. A task that already exists
+        continues. Its ids are logged and added to the `CancelledError` as a note.
 
         *deadline*, *priority* and *fresh* have the same meaning as in `submit`.
 
@@ -306,7 +306,7 @@ class KlingClient:
     ) -> "Passes":
         """Return a series of at most *passes* passes that expands the photo of a *request*.
 
-        Each pass starts when an iteration over its `futures` reaches that pass.
+        Each pass starts when an iteration over the `futures` of the series reaches it.
 
         *deadline*, *priority*, *fresh* and *note* have the same meaning as in `submit`.
 

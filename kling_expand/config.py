@@ -207,7 +207,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
-        """Return settings from the *given* values that are not None, the environment and the defaults.
+        """Return settings: each value that is not None in *given*, or that of the environment or the default.
 
         The variables are ``KLING_BASE_URL`` and ``KLING_CACHE_DIR``. *environ* replaces `os.environ`.
 
@@ -451,8 +451,8 @@ def credentials(
     """Return the given credentials, or else those of the environment.
 
     A static key takes precedence over a pair, and a blank value counts as missing. The variables in *environ*
-    are ``KLING_API_KEY``, or ``KLING_ACCESS_KEY`` and ``KLING_SECRET_KEY``, or the same with the prefix
-    ``KLINGAI_``.
+    are ``KLING_API_KEY``, or ``KLING_ACCESS_KEY`` and ``KLING_SECRET_KEY``, or the same names with
+    ``KLINGAI_`` instead of ``KLING_``.
 
     Raises:
         ConfigurationError: if there are none, or one key of a pair is missing.

@@ -80,8 +80,8 @@ class Event(NamedTuple):
     future. All events of a job have it, including those of its calls. `route` is create, read, list or
     download. `attempt` counts from 1. `found` is True if this client did not create the task.
 
-    `wait` is in seconds. Of a retry, it is the time until the next attempt, or None if that is not known. Of
-    a pause, it is the length. Of a call, it is the time for which a pause delayed the call.
+    `wait` is in seconds. For a retry, it is the time until the next attempt, or None if that is not known.
+    For a pause, it is its length. For a call, it is the time for which a pause delayed the call.
     """
 
     kind: EventKind
@@ -260,7 +260,7 @@ class EventLog:
             self._write(kind, _end_text(event) if logger is _jobs else _retry_text(event))
 
     def flush(self) -> None:
-        """Log the events that are held back, and forget all times.
+        """Log the events that are held back, and forget when each kind was last logged.
 
         The next event may come from another event loop, which has another clock.
         """

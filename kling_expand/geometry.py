@@ -222,7 +222,7 @@ def nearest(value: float) -> int:
 
 
 def shown(value: float, rounding: str) -> str:
-    """Return *value* with five digits, rounded in the direction in which it still obeys the rule."""
+    """Return *value* with five significant digits, rounded in the direction *rounding*."""
     from decimal import Context  # imported here, as only messages need it
 
     return format(Context(prec=5, rounding=rounding).create_decimal_from_float(value).normalize(), "f")
@@ -445,7 +445,8 @@ class Towards:
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
         most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
         if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= most:
-            limit = f"must be above 1 and, towards {self.direction}, at most {shown(most, ROUND_FLOOR)}"
+            bounds = f"above 1 and at most {shown(most, ROUND_FLOOR)}"
+            limit = f"must be {bounds} for the direction {self.direction}"
             raise GeometryError("ratio", repr(self.ratio), limit)
 
     def _sides(self) -> set[str]:
@@ -495,7 +496,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
         area = least
     if not least - NOISE <= area <= MAX_AREA + NOISE:
         bounds = f"{shown(least, ROUND_CEILING)} and 3"
-        limit = f"must be between {bounds} to make {_named(aspect)} of {width}x{height}"
+        limit = f"must be between {bounds} to expand {width}x{height} to {_named(aspect)}"
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
     if across * down <= 1 + 2 * NOISE:
@@ -540,10 +541,10 @@ def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> N
         limit = f"must be at most 3 times the area of {width}x{height}"
         sides = _placed(new_width / width - 1, new_height / height - 1, "center")
         advice = [f"{' or '.join(options)} fits", _possible(width, height, sides)]
-        raise GeometryError("size", f"{new_width}x{new_height}", limit, ", ".join(filter(None, advice)))
+        raise GeometryError("size", f"{new_width}x{new_height}", limit, ", or ".join(filter(None, advice)))
     if (new_width, new_height) == (width, height):
         limit = "must be larger than the photo"
-        raise GeometryError("size", f"{width}x{height}", limit, f"the smallest is {width + 1}x{height}")
+        raise GeometryError("size", f"{width}x{height}", limit, f"for example {width + 1}x{height}")
 
 
 def _named(aspect: float) -> str:
@@ -562,7 +563,7 @@ def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[R
     """Return the ratios of as few passes as possible, at most *passes*, that expand a photo to *geometry*.
 
     The photo has *width* by *height* pixels. Each pass expands the result of the previous one by the same
-    factors. At its expected size, the result of each pass but the last must be within the limits of a photo.
+    factors. The expected size of each result but the last must be one that the service accepts for a photo.
     Only `ToAspect` without an area, `ToSize` and `Padding` can take more than one pass.
 
     Raises:

@@ -101,7 +101,7 @@ class Status(StrEnum):
 
 # Which status may follow which. This is a strict order, so snapshots that arrive late, twice or in any order
 # lead to the same state. An undocumented word counts as a stage before `processing`: polling continues, and
-# the word never ends a wait. `queued` is our own status, for a job that was not sent yet.
+# the word never ends a wait. `queued` is our own status, for a job that has not been sent yet.
 NEXT: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset(
         {Status.SUBMITTED, Status.UNKNOWN, Status.PROCESSING, Status.SUCCEED, Status.FAILED}
@@ -379,7 +379,7 @@ def as_extra(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     The order makes requests with equal fields the same job.
 
     Raises:
-        InvalidRequest: if *value* is not a mapping of JSON values, or sets a field with its own argument.
+        InvalidRequest: if *value* is not a mapping of JSON values, or sets a field that has its own argument.
     """
     if value is None:
         return None

@@ -201,11 +201,12 @@ class Passes:
         if self._known is not None:
             found = pass_of(self._known)
             if found is None:
-                raise InvalidRequest("known", self._known.external_task_id, "must be one of several passes")
+                limit = "must be a job that is one pass of several"
+                raise InvalidRequest("known", self._known.external_task_id, limit)
             await self._read_earlier(found)
             return found
         if self._request is None:
-            raise InvalidRequest("request", None, "must be given, or a known job")
+            raise InvalidRequest("request", None, "must be given unless a known job is")
         return await first_pass(await _readable_again(self._request), self._limit, self._note)
 
     async def _read_earlier(self, found: Pass) -> None:

@@ -287,7 +287,7 @@ class JobStoreContract:
             assert done.updated_at == job.created_at + 4
 
     async def test_time_of_the_last_post_survives(self, make_store: MakeStore) -> None:
-        """The wait before a create is repeated counts from the last create, even after a restart."""
+        """The wait before repeating a create starts at the last create, even after a restart."""
         clock = Seconds()
         async with make_store(clock) as store:
             name = (await intend(store)).external_task_id
@@ -302,7 +302,7 @@ class JobStoreContract:
             assert job.may_exist is again.durable
 
     async def test_a_clock_that_is_set_ages_no_create(self, make_store: MakeStore) -> None:
-        """The wait before a create is repeated does not end early if the wall clock is set forward."""
+        """The wait before repeating a create does not end early if the wall clock is set forward."""
         clock = Seconds()
         async with make_store(clock) as store:
             job = await intend(store)
@@ -451,7 +451,7 @@ class JobStoreContract:
     async def test_other_parameters_are_another_job(
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Different parameters log a warning, and the old job remains, because it may have been paid for."""
+        """Different parameters cause a warning. The old job remains, because it may have been paid for."""
         old = await intend(store, digest="old")
         await store.observe(old.external_task_id, RUNNING)
         new = await intend(store, digest="new")

@@ -202,8 +202,8 @@ def decode_page(
     """Return the client's own tasks on a list page, by id, and the number of all tasks on the page.
 
     *known_status* returns the last known status of one of the client's own tasks, or None for any other task.
-    A page may hold 500 tasks, so other tasks are skipped without being decoded. The value of an own task is
-    None if its status has not changed.
+    A page may hold 500 tasks, so other tasks are skipped without being decoded. The value for one of the
+    client's own tasks is None if its status has not changed.
 
     Raises:
         APIError: if the response is a refusal, or is not as documented.
@@ -510,13 +510,13 @@ def pack_request(request: ExpandRequest, expansion: Expansion, note: Mapping[str
 
 
 def unpack_note(packed: str) -> dict[str, Any]:
-    """Return the note in a text written by `pack_request`, or an empty dictionary."""
+    """Return the note in a string written by `pack_request`, or an empty dictionary."""
     found: dict[str, Any] = json.loads(packed.partition("\n")[2] or "{}")
     return found
 
 
 def unpack_request(packed: str, image: str, key: str | None) -> ExpandRequest:
-    """Return the request in a text written by `pack_request`, with the photo at *image* and the *key*."""
+    """Return the request in a string written by `pack_request`, with the photo at *image* and the *key*."""
     body = json.loads(packed.partition("\n")[0])
     body["external_task_id"] = body["external_task_id"] or None
     values = {each.name: each.read(body) for each in request_fields()}

@@ -96,7 +96,7 @@ class Photo:
     `width` and `height` are in pixels, `format` is ``"PNG"`` or ``"JPEG"``, and `size` is in bytes. All four
     are None for a URL, which only the service reads. `digest` is the hexadecimal SHA-256 of the bytes or of
     the URL. `encoded_length` is the exact number of bytes that `slices` yields. If the photo was converted
-    from a file of the user, `origin` is the path of that file.
+    from one of the user's files, `origin` is the path of that file.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Photo:
 class SharedPhoto(os.PathLike[str]):
     """The path of a photo that several requests share. The photo is read and checked only once.
 
-    Later requests need a new object, because the file may have changed.
+    The object does not notice changes to the file, so later requests need a new one.
     """
 
     def __init__(self, path: str) -> None:
@@ -415,7 +415,7 @@ def _check_weight(size: int, name: str) -> None:
     if size == 0:
         raise ImageError("image", name, "must not be empty")
     if size > MAX_BYTES:
-        limit = f"must have at most 10 MB ({MAX_BYTES} bytes)"
+        limit = f"must be at most 10 MB ({MAX_BYTES} bytes)"
         raise ImageError("image", f"{name} of {size} bytes", limit, "scale it down, or save it as JPEG")
 
 

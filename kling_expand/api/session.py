@@ -130,8 +130,8 @@ class Retry:
     def wait(self, retry_after: float | None) -> float | None:
         """Return the seconds to wait after a transient failure, or None to give up.
 
-        *retry_after* is the wait that the service requests, in seconds, or None. It may end after *timeout*,
-        because the service has responded.
+        *retry_after* is the wait that the service requests, in seconds, or None. This wait may extend past
+        *timeout*, because a service that asks for it is reachable.
         """
         now = asyncio.get_running_loop().time()
         if retry_after:

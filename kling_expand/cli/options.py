@@ -133,7 +133,7 @@ class OutputOptions(OptionGroup):
         "--full-size",
         default=False,
         is_flag=True,
-        help="Also save each picture at the scale of the photo, with the photo's own pixels in their place.",
+        help="Also save each picture at the scale of the photo, with the photo's own pixels put back.",
     )
     format: str | None = option(
         "--format",
@@ -324,7 +324,7 @@ class GeometryOptions(OptionGroup):
         "--area",
         type=float,
         metavar="TIMES",
-        help="With --aspect: new area as a multiple of the old, 1 to 3.",
+        help="With --aspect: area of the result as a multiple of the photo's area, 1 to 3.",
     )
     anchor: Anchor | None = option(  # noqa: RUF009 - a declaration, evaluated once
         "--anchor",
@@ -531,7 +531,7 @@ class Connection(OptionGroup):
     def resume_command(self, command: str, output: str) -> str:
         """Return a command line for *command* with the options of this connection.
 
-        Return an empty text for a local emulator, because its tasks end with it.
+        Return an empty string for a local emulator, because its tasks end with it.
         """
         proxy = None if "@" in (self.proxy or "") else self.proxy  # before the @ there may be a password
         given = (

@@ -76,10 +76,10 @@ def no_proxy(_url: str) -> None:
 class Downloads:
     """The downloads of one client, for any number of tasks at once.
 
-    An attempt ends after `read_timeout` seconds without a byte. A picture is not retried later than
-    `retry_timeout` seconds after its start, and `download_timeout` limits the whole download. *refresh*
-    returns the task with a given id, for new URLs. *proxy_of* returns the proxy for a URL, and *emit*
-    receives an event for each retry. The session is never closed here.
+    An attempt ends after `read_timeout` seconds without a byte. The download of a picture is not retried
+    later than `retry_timeout` seconds after it started, and `download_timeout` limits the whole download.
+    *refresh* returns the task with a given id, for new URLs. *proxy_of* returns the proxy for a URL, and
+    *emit* receives an event for each retry. The session is never closed here.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class Downloads:
         that a crashed process left in the directory are removed.
 
         Raises:
-            InvalidRequest: if the task has not succeeded, or *target* is invalid. Nothing was downloaded,
-                unless the suffix of *target* belongs to a format other than that of a picture.
+            InvalidRequest: if the task has not succeeded, or *target* is invalid. Nothing was
+                downloaded, except if a picture has another format than the suffix of *target*.
             MissingExtra: if a conversion needs Pillow.
             ResultExpired: if the service no longer has a picture.
             DownloadError: if a picture could not be downloaded or written.

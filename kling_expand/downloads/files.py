@@ -595,7 +595,7 @@ class PartialFile:
 
 
 async def all_ended(*jobs: Awaitable[T]) -> list[T]:
-    """Wait until all *jobs* have ended, then return their results, or raise the first exception by order.
+    """Wait until all *jobs* have ended. Return their results, or raise the first exception among them.
 
     `asyncio.gather` alone raises while other jobs still read and write files.
     """

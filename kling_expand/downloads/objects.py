@@ -89,7 +89,7 @@ def open_object(url: str) -> Any:
     own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")
     if "::" in url or (own and scheme != "memory"):
         given = repr(without_password(url))
-        raise ValueError(f"a photo must be in one object store, such as s3://bucket/photo.png, got {given}")
+        raise ValueError(f"a photo must be an object in a store, such as s3://bucket/photo.png, got {given}")
     return fsspec.open(url, "rb")
 
 

@@ -161,7 +161,7 @@ def flag(option: "Attribute[Any]") -> str:
 
 
 def change(settings: Settings, changes: dict[str, Any]) -> None:
-    """Change several settings of a running emulator: all of them, or none.
+    """Change several settings of a running emulator: if one change is invalid, none is made.
 
     Raises:
         ValueError: if a name is unknown or fixed, or a value is not allowed.

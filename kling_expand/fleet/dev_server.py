@@ -193,7 +193,7 @@ def guard(signal_name: str, *command: object) -> list[object]:
 
 
 def as_postgres(*command: object) -> Sequence[str]:
-    """Return the words of *command*, which runs as the server's user if the current user is root."""
+    """Return *command* as words, to be run as the server's user if the current user is root."""
     words = [str(word) for word in command]
     return (
         ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]

@@ -3,9 +3,9 @@
 A payload is the request as JSON. It has the location of the photo, not its content. It may allow several
 passes (see `kling_expand.fleet.passes`).
 
-Any queue can call `execute` if it runs a started job again, on this or another machine, until a call returns.
-A call may be cancelled at any point. Two calls may run the same job at once, because the store decides which
-of them may send it.
+Any queue can call `execute`, provided that it reruns a started job, on this or another machine, until one of
+the calls returns. A call may be cancelled at any point. Two calls may run the same job at once, because the
+store decides which of them may send it.
 
 A job whose task exists, or may exist, is followed without its photo and without a permit. A job that was paid
 for ends as ``succeeded`` or ``failed``, never as ``refused``.
@@ -81,7 +81,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 class RetryLater(Exception):
     """A signal to run the job again in `delay` seconds, with the error as its cause.
 
-    `charge` says whether this counts as a failed attempt. With `saving`, only the pictures remain to be
+    `charge` says whether this counts as a failed attempt. If `saving` is True, only the pictures remain to be
     saved.
     """
 
@@ -130,10 +130,10 @@ class WorkerContext:
 class History:
     """The history of a job in the queue.
 
-    `attempts` counts its failed attempts, and `deaths` the workers that died while executing it. With
-    `follow`, its task exists or may exist. With `saving`, only its pictures remain to be saved. With
-    `forbidden`, no task is created for it and no picture is saved. `queued` is its number in the queue, from
-    which it is removed when its outcome is recorded.
+    `attempts` counts its failed attempts, and `deaths` the workers that died while executing it. If `follow`
+    is True, its task exists or may exist. If `saving` is True, only its pictures remain to be saved. If
+    `forbidden` is True, no task is created for it and no picture is saved. `queued` is its number in the
+    queue, from which it is removed when its outcome is recorded.
     """
 
     attempts: int = 0

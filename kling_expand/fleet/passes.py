@@ -19,7 +19,8 @@ pass n, succeeded        runs pass n + 1 on its result, or ends the job
 
 The note of each record holds the payload of its job, so a record of another request under the same key is not
 continued. A photo that has been replaced in the meantime also makes a new job, unless the queue says that a
-task must be followed. The first pass has the key of its job, so two jobs never share a first pass.
+task must be followed. Since even the first pass is recorded under its job's key, two jobs never share a first
+pass.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping

@@ -425,8 +425,8 @@ class Fleet:
         *headers* and the raw *body* may arrive in any process. The callback is forwarded unchanged, and each
         worker verifies its signature again. A signed final snapshot is also stored, which releases the task's
         slots even if its worker is dead. A callback that is too long for a notification is not forwarded, and
-        the worker detects the change by polling. Of the unsigned callbacks, at most one for each task is
-        forwarded in 5 s, for at most 1000 tasks in that time.
+        the worker detects the change by polling. Unsigned callbacks are limited: in any 5 s, at most one is
+        forwarded for each task, and for at most 1000 tasks in all.
 
         Raises:
             JournalError: if the database is unreachable.

@@ -157,7 +157,7 @@ class BoundedMap:
 
     A request counts from just before it is read until the reader has processed its outcome. So a slow
     reader slows the source. `submit` starts a job and may give it a deadline. The outcome holds what
-    awaiting the job's future returns or raises. `cancel` cancels a job that was not sent yet, and has no
+    awaiting the job's future returns or raises. `cancel` cancels a job that has not been sent yet, and has no
     effect on a job that was. With `save_to`, the pictures are saved before the outcome is yielded, while
     other jobs use the slots.
     """
@@ -191,7 +191,7 @@ class BoundedMap:
         is abandoned after `SOURCE_CLOSE_TIMEOUT` seconds.
 
         Raises:
-            Exception: if the source raises. The outcomes of all requests read before are yielded first.
+            Exception: if the source raises. The outcomes of all requests read before that are yielded first.
         """
         feeder = asyncio.create_task(self._feed(requests), name="kling-expand map")
         feeder.add_done_callback(lambda _: self._ended.put_nowait(None))

@@ -114,7 +114,7 @@ class SubmittedJob(Protocol):
         ...
 
     def cancel(self, *, for_good: bool = False) -> bool:
-        """Cancel the job if it was not sent yet, and return whether it is cancelled.
+        """Cancel the job if it has not been sent yet, and return whether it is cancelled.
 
         With *for_good*, no later run resumes it from the store.
         """
@@ -180,8 +180,8 @@ class ExpandResult(Serializable):
     """A succeeded task, with methods to save and read its pictures.
 
     `task` is the task's final snapshot. `request` is the request, or None for an attached task. `files` are
-    the paths at which an earlier run saved the pictures, according to the journal, or empty unless all of
-    them still exist. *saves* has the paths of every such save, including those of other jobs with an
+    the paths of the newest earlier save, according to the journal, whose pictures all still exist. It is
+    empty if there is none. *saves* has the paths of every such save, including those of other jobs with an
     identical photo. `name` is the photo's name, from which file names are formed. `shape` is the name of the
     shape, by default as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture
     was the input of this one, or None.
@@ -241,7 +241,8 @@ class ExpandResult(Serializable):
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (default 92). *metadata* adds the EXIF data and the color profile of the photo.
         *full_size* also saves each picture at the photo's scale, with the photo's pixels, and returns those
-        paths (``dog-0-full.jpg``). The last two may be the photo's path. All three need the extra `images`.
+        paths (``dog-0-full.jpg``). *metadata* and *full_size* may also be the path of the photo. *format*,
+        *metadata* and *full_size* need the extra `images`.
 
         *deadline* limits the call, in seconds from now. Without it, `download_timeout` limits each picture.
 
@@ -249,7 +250,7 @@ class ExpandResult(Serializable):
             ResultExpired: if the service no longer keeps a picture; submit the job again with ``fresh=True``.
             DownloadError: if a picture could not be fetched or written.
             DeadlineExceeded: if the deadline passes. The result can be saved again.
-            InvalidRequest: if an argument is wrong, or the photo is at a URL.
+            InvalidRequest: if an argument is wrong, or *full_size* or *metadata* needs a photo at a URL.
             PictureMismatch: if the photo was not found in a picture. The service's picture is still saved.
             MissingExtra: if the extra `images` is not installed.
             ClientClosed: if the client was closed.
@@ -485,7 +486,7 @@ class TaskRecord:
         return self._given or None
 
     def rename(self, external_task_id: str) -> None:
-        """Change the id of a job that was not sent yet."""
+        """Change the id of a job that has not been sent yet."""
         if self._registry is not None:
             self._registry.forget_ids(self)
         self._given = external_task_id
@@ -550,7 +551,7 @@ class TaskRecord:
             self._callbacks = (*self._callbacks, (callback, future, context))
 
     def remove_done_callback(self, callback: "Callable[[TaskFuture], object]", future: "TaskFuture") -> int:
-        """Remove *callback* of *future*, and return how often it had been added."""
+        """Remove *callback* of *future*, and return how many times it had been added."""
         kept = tuple(each for each in self._callbacks if each[:2] != (callback, future))
         removed, self._callbacks = len(self._callbacks) - len(kept), kept
         return removed
@@ -817,7 +818,7 @@ class TaskFuture:
 
     @property
     def error(self) -> KlingError | None:
-        """The exception that ended this future, or None. A failed task is reported by `task`."""
+        """The exception that ended this future, or None. `task` reports a failed task."""
         return self._seen_record().error
 
     def done(self) -> bool:
@@ -825,7 +826,7 @@ class TaskFuture:
         return self.record.done()
 
     def cancel(self) -> bool:
-        """Cancel the job if it was not sent yet, and return whether it is cancelled.
+        """Cancel the job if it has not been sent yet, and return whether it is cancelled.
 
         A cancelled job costs nothing, and its future raises `NotSubmitted`. The service cannot cancel a task,
         so an existing task continues. Other submissions of the same job continue too. A journal records that
@@ -876,7 +877,7 @@ class TaskFuture:
         self.record.add_done_callback(callback, self, context)
 
     def remove_done_callback(self, callback: Callable[["TaskFuture"], object]) -> int:
-        """Remove *callback*, and return how often it had been added."""
+        """Remove *callback*, and return how many times it had been added."""
         return self.record.remove_done_callback(callback, self)
 
     async def recorded(self) -> str:
@@ -1017,7 +1018,7 @@ class TaskFuture:
 
 
 def interrupt(future: TaskFuture) -> bool:
-    """Cancel a job that was not sent yet, but leave it in the journal to be resumed."""
+    """Cancel a job that has not been sent yet, but leave it in the journal to be resumed."""
     return future._cancel(for_good=False)  # noqa: SLF001 - the two are one unit
 
 

@@ -393,7 +393,8 @@ class ListTrust:
         """Stop using lists for a while, for longer each time."""
         if not self.trusted(now):
             return
-        logger.warning("lists are not read for %g s, and tasks are read singly: %s", self._distrust, reason)
+        text = "lists will not be read for %g s, and tasks will be read one by one: %s"
+        logger.warning(text, self._distrust, reason)
         self._trusted_at = now + self._distrust
         self._distrust *= 2
         self._ended.clear()
@@ -444,7 +445,7 @@ class CallbackTrust:
 
     @property
     def silence(self) -> float:
-        """The number of expected ends without any callback from which callbacks count as stopped."""
+        """The number of expected ends, with no callback arriving, after which callbacks count as stopped."""
         return -log(self.missed)
 
     def ended(self, task_id: str, latency: float, now: float, *, called: bool) -> None:

@@ -16,7 +16,7 @@ If callbacks arrive for the tasks that ask for them, reads are only a safety net
 is overdue. All tasks are read when so many ends were expected since the last callback that callbacks must
 have stopped. A single missed callback is enough to poll more often at once.
 
-No single response ends the wait for a task that is known to exist. Transient failures are tolerated for
+No single bad response ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds. Both are counted from the first of at least
 `MIN_FAILURES` bad responses in a row. An unknown status counts as a good response for `poll_timeout`. The
 next read waits as long as a ``Retry-After`` asks for, but at most `max_retry_after` seconds.

@@ -182,7 +182,7 @@ class Job:
         return self.recorded_id or (self.record.external_task_id if given else None)
 
     def cancel(self, *, for_good: bool = False) -> bool:
-        """Cancel the job at once if it was not sent yet, and return whether it is cancelled.
+        """Cancel the job at once if it has not been sent yet, and return whether it is cancelled.
 
         With *for_good*, no later run resumes it from the store.
         """

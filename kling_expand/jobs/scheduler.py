@@ -20,8 +20,8 @@ LEVEL_TOLERANCE = 0.25  # relative difference of running pictures up to which th
 class Flow:
     """A stream of jobs that shares slots evenly with other streams, however many of its jobs are waiting.
 
-    `tag` is its virtual time (start-time fair queueing): the number of pictures granted so far. A new or idle
-    flow begins at the tag of the others.
+    `tag` is its virtual time (start-time fair queueing): the number of pictures granted so far. A flow that
+    is new or was idle starts at the tag that was served last, if that is higher than its own.
     """
 
     __slots__ = ("tag",)
@@ -36,7 +36,7 @@ _Waiters = OrderedDict[asyncio.Future[int], int]  # each waiter and how many it 
 class WeightedSemaphore:
     """A fair semaphore with `capacity` places, of which a holder may take several.
 
-    Waiters are served by priority, then by flow (the flow that was granted least comes first), then in order
+    Waiters are served by priority, then by flow (the flow with the lowest tag comes first), then in order
     of arrival. A waiter that wants many places blocks the waiters behind it, so that they do not overtake it.
     A waiter that is cancelled does not count against its flow. A semaphore belongs to one event loop.
     """
@@ -145,8 +145,8 @@ class Slots(WeightedSemaphore):
     them, and within 300 s at most, even if none of our tasks ends.
 
     A caller acquires slots and sends the create. If it succeeds, the caller calls `accepted` and later
-    `ended`. After a 1303 the caller calls `refused` with the epoch that `acquire` returned. If no task was
-    created for another reason, it calls `release`. A task that is already running is counted by
+    `ended`. After a 1303 the caller calls `refused` with the epoch that `acquire` returned. If, for any other
+    reason, no task was created, it calls `release`. A task that is already running is counted by
     `force_acquire` and later `ended`. All times are by the event loop's clock.
 
     Raises:

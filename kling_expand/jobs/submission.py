@@ -1,4 +1,4 @@
-"""The state machine that creates the task of each attempt exactly once.
+"""The state machine that creates the task of each attempt at most once.
 
 An attempt is one `external_task_id` on its way to one task::
 
@@ -32,8 +32,8 @@ and a cancelled or late job ends with `SubmissionUnknown`. Otherwise the units a
 job ends with `NotSubmitted` or `DeadlineExceeded`.
 
 A task whose create had no usable response is looked up until it is found or can no longer appear. It can
-appear until `create_timeout`, the time that its body needs at `upload_speed`, and `APPEAR_TIMEOUT` have
-passed since the last create was sent, even by an earlier run. After that, the same id is sent again on a new
+appear for the sum of `create_timeout`, the time that its body needs at `upload_speed`, and `APPEAR_TIMEOUT`
+after the last create, even if an earlier run sent that create. After that, the same id is sent again on a new
 connection.
 """
 
@@ -360,7 +360,7 @@ class Submitter:
                 return found
             pause = retry.wait(None)
             if pause is None:
-                raise attempt.unknown(f"{error.message}, but it cannot be found") from None
+                raise attempt.unknown(f"{error.message}, but no task with this id is found") from None
             await self._pause(attempt, pause, create.deadline_at, error.message)
 
     # ------------------------------------------------------------------ lookups

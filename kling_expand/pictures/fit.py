@@ -31,7 +31,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
     """Convert the file *photo* and write the result into *folder*, unless it can be sent as it is.
 
     The result is a PNG if the photo is transparent, and a JPEG otherwise. It is upright, keeps its color
-    profile, and is scaled down until it has at most 10 MB. If *acceptable* is true, the service accepts the
+    profile, and is scaled down until it is at most 10 MB. If *acceptable* is true, the service accepts the
     file unchanged, and it is converted only if EXIF rotates it.
 
     Raises:

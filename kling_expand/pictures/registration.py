@@ -6,7 +6,7 @@ a scale and a shift for each axis. It is found in two steps:
 
 1. A normalized cross-correlation over the whole picture, at a coarse size, finds the approximate position.
 2. Gauss-Newton steps at finer and finer sizes move the four edges until the overlap matches best. They also
-   solve for brightness and contrast. Pixels that differ much have less weight, as they were repainted.
+   solve for brightness and contrast. Pixels that differ a lot have less weight, as they were repainted.
 """
 
 import math

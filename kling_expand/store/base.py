@@ -12,10 +12,10 @@ done       its pictures are on disk                    done
 failed     the task failed
 =========  ==========================================  ===================================================
 
-Any other report is late or repeated and changes nothing, so reports may arrive in any order. A task that
-appears after a refusal disproves it. A repeated state updates the record, for example with fresh URLs or
-other files. After ``failed``, the next intent is a new attempt with a new id. No other state leads to a new
-attempt.
+Any other report is late and changes nothing, so reports may arrive in any order. A task that appears after a
+refusal disproves it. If the table lists a state as its own next state, a repeated report updates the record,
+for example with fresh URLs or other files. After ``failed``, the next intent is a new attempt with a new id.
+No other state leads to a new attempt.
 """
 
 import asyncio
@@ -245,10 +245,11 @@ class JobStore(ABC):
     ) -> JobRecord:
         """Record that a job is to be sent, and return the record to continue with.
 
-        The record of a known job that has not failed is returned unchanged, unless its attempt number is
-        at most *after*. A rejected job becomes an intent again under its old id, as no task exists. A new
-        job or attempt gets an id that is derived from the run, the identity and the attempt, unless the
-        request has one. A known key with different parameters is a new job, and a warning is logged.
+        The record of a known job that neither failed nor was rejected is returned unchanged, unless its
+        attempt number is at most *after*. A rejected job with a higher attempt number becomes an intent again
+        under its old id, as no task exists. A new job or attempt gets an id that is derived from the run, the
+        identity and the attempt, unless the request has one. A known key with different parameters is a new
+        job, and a warning is logged.
 
         Raises:
             JournalError: if the job cannot be stored, or another job has the request's `external_task_id`.

@@ -50,9 +50,10 @@ class JobOutcome:
     failed if its task can no longer be followed, or if a pass after the first was refused. Ids and `urls` are
     those of the last task. `urls` are valid for 30 days (documented). `files` are the paths or URLs of the
     saved pictures. `units` is the number of units billed for all passes, or None if the service did not
-    report it. `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task could not
-    be saved yet, and `error` says why. Saving is retried, and a later outcome of the same key replaces this
-    one. If `saved` is True, a succeeded task has an `error` only if it has no pictures at full size.
+    report it. `ended_at` is in Unix seconds. `saved` is False if the pictures of a succeeded task have not
+    been saved, and `error` says why. Unless the pictures have expired or the job killed too many workers,
+    saving is retried, and a later outcome of the same key replaces this one. If `saved` is True, the `error`
+    of a succeeded task says why its full-size pictures could not be made.
     """
 
     key: str

@@ -186,7 +186,8 @@ def is_transient(error: psycopg.Error) -> bool:
 def check_dsn(dsn: str) -> None:
     """Raise `JournalError` unless *dsn* is valid and unambiguous. The message contains no part of it.
 
-    libpq takes an ``@`` or ``/`` inside a password for its end, and then reports the rest as the host.
+    libpq treats an ``@`` or ``/`` inside a password as the end of the password, and then reports the rest as
+    the host.
     """
     try:
         conninfo_to_dict(dsn)

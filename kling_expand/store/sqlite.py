@@ -133,12 +133,12 @@ class SQLiteStore(JobStore):
     the file of a worker that has ended.
 
     *run* names the run, and every derived id depends on it. The default is the run of the file. A new file
-    gets the run ``default``, so that the same jobs have the same ids after a journal was deleted. *account*
-    names the service and the account of the jobs (see `kling_expand.config.account_name`). Opening a file
-    with tasks of another account fails, unless *account* is empty. *clock* returns Unix seconds, and
+    gets the run ``default``, so that the same jobs have the same ids after a journal has been deleted.
+    *account* names the service and the account of the jobs (see `kling_expand.config.account_name`). Opening
+    a file with tasks of another account fails, unless *account* is empty. *clock* returns Unix seconds, and
     *boot_clock* is the clock of `post_age`. It is `boot_time` by default, but there is none if you pass your
-    own *clock*. After a full disk, the next write tries again. After the file was deleted or replaced, every
-    write fails until the store is reopened.
+    own *clock*. If a write failed because the disk was full, the next one tries again. Once the file has been
+    deleted or replaced, every write fails until the store is reopened.
 
     Raises:
         JournalError: if, on entering or in any method, the file cannot be used.
@@ -246,7 +246,7 @@ class SQLiteStore(JobStore):
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create. They are exact if the system was not restarted since."""
+        """Return the seconds since the last create. They are exact unless the system has been restarted."""
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age
@@ -386,7 +386,7 @@ def name_account(path: str, account: str, db: Connection) -> str:
         return known
     sent = "SELECT 1 FROM jobs WHERE task_id IS NOT NULL OR last_post_at IS NOT NULL LIMIT 1"
     if known and db.execute(sent).fetchone():
-        advice = "use that service and key, or another journal"
+        advice = "use the service, dialect and key of the journal, or another journal"
         raise JournalError(f"the journal {path} belongs to {known}, not to {account}; {advice}")
     db.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
     return account

@@ -185,7 +185,7 @@ class DatabaseFile:
             raise JournalError(f"{self.path} is another program's database; name another file")
         if not 1 <= version <= self._format.version:
             raise JournalError(
-                f"the schema of the journal {self.path} must be {self._format.version} or older, got"
+                f"the schema version of the journal {self.path} must be at most {self._format.version}, got"
                 f" {version}; use the version of kling_expand that wrote it"
             )
         flaw = db.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -202,8 +202,8 @@ class DatabaseFile:
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
         if killed and mode == "wal" and not log_found:
             logger.warning(
-                "the journal %s was not closed, and %s-wal is missing: unless another program has opened it"
-                " since, the last records are lost; restore that file before you continue",
+                "the journal %s was not closed, and %s-wal is missing: unless another program has opened the"
+                " journal since then, its last records are lost; restore the -wal file before you continue",
                 self.path,
                 self.path,
             )

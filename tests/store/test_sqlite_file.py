@@ -395,7 +395,7 @@ def scribbled(path: Path) -> None:
     ("spoil", "words"),
     [
         (foreign, "another program's database; name another file"),
-        (newer, "must be 3 or older, got 4; use the version"),
+        (newer, "must be at most 3, got 4; use the version"),
         (cut, "it is damaged; restore a copy"),
         (scribbled, "it is damaged; restore a copy"),
         (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),

@@ -21,8 +21,8 @@ REASON = "_reason"  # `bulk` ignores columns that begin with an underscore
 class FailuresFile:
     """A .csv, .tsv or .jsonl file with one row for each job that is not saved, and its reason.
 
-    The file is written at the end, so *path* may be the manifest that the batch reads. If it cannot be
-    written, the batch does not start.
+    The file is written at the end, so *path* may be the manifest that the batch reads. Whether it can be
+    written is checked at the start.
     """
 
     def __init__(self, path: str) -> None:

@@ -79,7 +79,7 @@ class Row:
     Its results get the first of `names` that no other row has: the photo's name, the name with its directory,
     or the name with a tag that depends only on the photo's path and the row's parameters. A name may begin
     with directories, which are recreated in the output. Rows with the same `line` are shapes of one photo.
-    `cells` are the cells of the same row in a table.
+    `cells` are the cells of its row in the file of --failures, by column.
     """
 
     line: int
@@ -411,7 +411,7 @@ def read_manifest(words: Sequence[str], selection: Selection | None = None) -> M
     """Return the photos that the *words* of the command line name.
 
     Raises:
-        NothingDone: if a manifest is not the only word.
+        NothingDone: if a manifest is named together with anything else.
     """
     finder = PhotoFinder(selection or Selection())
     special = [] if finder.selection.named else [word for word in words if _special_kind(word)]
@@ -424,7 +424,7 @@ def read_manifest(words: Sequence[str], selection: Selection | None = None) -> M
 
 
 def _special_kind(word: str) -> str:
-    """Return the kind of manifest that a word names, or an empty text for photos and directories."""
+    """Return the kind of manifest that a word names, or an empty string for photos and directories."""
     if word == STDIN:
         return STDIN
     suffix = os.path.splitext(word)[1].lower()  # noqa: PTH122
@@ -533,7 +533,7 @@ def stem(photo: str) -> str:
 
 
 def relative_folder(photo: str) -> str:
-    """Return the directories of a relative path, which are recreated in the output, or an empty text."""
+    """Return the directories of a relative path, which are recreated in the output, or an empty string."""
     if "://" in photo or os.path.isabs(photo):  # noqa: PTH117
         return ""
     folder = os.path.normpath(os.path.dirname(photo) or os.curdir).replace(os.sep, "/")  # noqa: PTH120

@@ -70,7 +70,8 @@ async def _suspicions(result: ExpandResult, pictures: Sequence[tuple[str, Path |
 
     request, found = result.request, list[str]()
     if request is None or "://" in str(request.image):
-        raise InvalidRequest("photo", request and str(request.image), "must be a file, to compare with")
+        limit = "must be a file, to be compared with the pictures"
+        raise InvalidRequest("photo", request and str(request.image), limit)
     photo: str | bytes = str(request.image)
     if result.earlier is not None:
         photo = await result.earlier.images[0].read()

@@ -52,7 +52,7 @@ from .manifest import (
 )
 
 PAID = (JobState.SUBMITTED, JobState.SUCCEEDED, JobState.DONE)  # a job in these states is not billed again
-EMULATED = "the emulator of --emulator"  # the account in its journals, as its address always changes
+EMULATED = "the local emulator (--emulator)"  # the account in its journals, as its address always changes
 SHOWN_LABELS = 5  # how many of the rows that are left out are named
 ROWS_AT_ONCE = 64  # rows that one call to a thread checks
 PICTURE_BYTES = 3 << 20  # approximate size of a result, for the check of free space
@@ -402,8 +402,8 @@ class Survey:
     """The result of checking a batch: the number of rows, the bad rows, and the maximum cost.
 
     `paid` counts the rows for which the journal has every task, and `paid_in_part` those for which it has
-    only the first passes. `units` is the remaining cost. `problems` and `notes` are kept by the id of the
-    row. `superfluous` rows need no expansion, because the photo already has the shape.
+    only the first passes. `units` is the remaining cost. `problems` and `notes` are keyed by the row's id.
+    `superfluous` rows need no expansion, because the photo already has the shape.
     """
 
     rows: int = 0
@@ -486,10 +486,10 @@ class Survey:
 
 
 async def find_rows(plan: BulkPlan) -> Manifest:
-    """Return the photos of a batch without results of earlier runs, and print which files are left out.
+    """Return the photos of a batch without earlier results, and print how many files are left out.
 
     Raises:
-        NothingDone: if a manifest is not the only word of the command line.
+        NothingDone: if a manifest is named together with anything else.
         MissingExtra: if fitting needs Pillow.
         InvalidRequest: if the output is neither a directory nor a template, or has another format's suffix.
     """
@@ -520,8 +520,8 @@ async def check_rows(
 ) -> Survey:
     """Check all rows by the headers of their photos, and print problems and notes.
 
-    *paid_units* returns the units of a row for which the journal already has a task. Photos to be converted
-    are decoded only in a dry run or if one bad photo stops the batch, because decoding is slow.
+    *paid_units* returns how many of a row's units are already paid for, according to the journal. Photos to
+    be converted are decoded only in a dry run or if one bad photo stops the batch, because decoding is slow.
     """
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     survey.noun = _noun(plan, listed)

@@ -62,9 +62,9 @@ TROUBLE_LIFE = 60.0  # seconds without another failed call, after which trouble 
 class Job:
     """One job of a batch. `label` names it in messages, and `names` are the possible names of its results.
 
-    `start` submits it. A job of several `passes` has the future of the current one. Without passes or a
-    future, the row cannot be sent, because of `problem`. `discard` removes temporary files after the last
-    task. `cells` are the cells of the same row in a table.
+    `start` submits it. A job of several `passes` has the future of the current one. If `problem` is set, the
+    row cannot be sent, and the job has neither passes nor a future. `discard` removes temporary files after
+    the last task. `cells` are the cells of its row in the file of --failures, by column.
     """
 
     label: str
@@ -190,7 +190,7 @@ class Progress:
             self.recovered = outcome in {"saved", "known"}
 
     def report(self, job: Job, *, as_json: bool) -> None:
-        """Print a job that has ended if *as_json*. If it is not saved, add it to the file of failures."""
+        """If *as_json*, print a job that has ended. If it is not saved, add it to the file of failures."""
         if as_json:
             show(job.facts())
         if self.failures_file is not None and job.outcome not in {"saved", "known", "left out"}:
@@ -259,7 +259,7 @@ class Progress:
         return f"{self.ended} of {rows}: {self.counts()}; {running}{time_left}"
 
     def extra_work(self) -> str:
-        """Return how many rows are being processed after their download, or an empty text if none is."""
+        """Return how many rows are being processed after their download, or an empty string if none is."""
         return f", {self.finishing} being enlarged or checked" if self.finishing else ""
 
 

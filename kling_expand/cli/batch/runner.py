@@ -532,7 +532,7 @@ class Runner:
             self._unreached += 1
             advice = _UNREACHED if self._unreached >= MAX_UNREACHED else None
         elif isinstance(error, JournalError) and error.task_id is None:
-            advice = "check the disk of the journal"
+            advice = "check the disk that holds the journal"
         if advice is None:
             return False
         if not self.advice:

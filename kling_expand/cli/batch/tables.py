@@ -81,7 +81,7 @@ def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
         return 'must be UTF-8 text, got an Excel workbook; in Excel, save it as "CSV UTF-8"'
     wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head
     found = "UTF-16" if wide else "WINDOWS-1252"
-    guess = f"got {found}" if wide else f"got another encoding ({error.reason}), such as {found}"
+    guess = f"got {found}" if wide else f"got another encoding, perhaps {found} ({error.reason})"
     return (
         f'must be UTF-8 text, {guess}; in a spreadsheet, save it as "CSV UTF-8", or run:'
         f" iconv -f {found} -t UTF-8 {name} > utf8-{name.rpartition('/')[2]}"
@@ -207,7 +207,7 @@ def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:
 
 
 def unknown(names: Iterable[str]) -> str | None:
-    """Return an error if a name is not a column, or None. Names that begin with _ are ignored."""
+    """Return an error if a name is not a column, otherwise None. Names that begin with _ are ignored."""
     for name in names:
         if name not in COLUMNS and name and not name.startswith("_"):
             near = difflib.get_close_matches(name, COLUMNS, 1)

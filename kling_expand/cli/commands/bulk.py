@@ -140,7 +140,7 @@ class BulkOptions(OptionGroup):
         default="",
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Write the photos or rows whose pictures were not saved, with the reasons, to a .csv, .tsv or "
+        help="List the photos or rows whose pictures were not saved, with the reasons, in a .csv, .tsv or "
         ".jsonl file. To retry them, pass that file to `bulk` with the same options.",
     )
 
@@ -249,9 +249,9 @@ def bulk(
 
     Bad photos are reported, and the others are sent. `kling-expand expand` sends nothing if one is bad.
 
-    To continue after any stop, run the same command again. With the same output directory, nothing is paid
-    for twice: finished jobs are skipped, running jobs are waited for, and failed jobs are retried. No file is
-    replaced, unless you give --overwrite. Results of earlier runs are never used as photos.
+    If the command stops for any reason, run it again to continue. With the same output directory, nothing is
+    paid for twice: finished jobs are skipped, running jobs are waited for, and failed jobs are retried. No
+    file is replaced, unless you give --overwrite. Results of earlier runs are never used as photos.
 
     Exit code 0 if every photo has its pictures, 1 if not, 2 if nothing was started,
     3 if no job could succeed, for example because the credentials are wrong.

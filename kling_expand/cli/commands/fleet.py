@@ -271,7 +271,7 @@ class WorkerOptions(OptionGroup):
         "--full-size",
         default=False,
         is_flag=True,
-        help="Also save each picture at the scale of the photo, with the photo's own pixels in their place.",
+        help="Also save each picture at the scale of the photo, with the photo's own pixels put back.",
     )
     callback_url: str | None = option(
         "--callback-url", metavar="URL", help="URL to notify when the status of a task changes."
@@ -293,7 +293,7 @@ class WorkerOptions(OptionGroup):
         show_default=True,
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="Time that running jobs have to finish after SIGTERM or Ctrl-C.",
+        help="Time allowed for running jobs to finish after SIGTERM or Ctrl-C.",
     )
 
 
@@ -302,8 +302,8 @@ class WorkerOptions(OptionGroup):
 def worker(*, chosen: WorkerOptions, database: Database) -> None:
     """Process jobs until SIGTERM or Ctrl-C.
 
-    The worker then finishes running jobs, requeues the rest and exits, at most 15 seconds after
-    --shutdown-timeout. A second signal ends it at once; no job is lost.
+    Running jobs then have --shutdown-timeout seconds to finish. The worker requeues the others, and exits at
+    most 15 seconds later. A second signal ends it at once; no job is lost.
     """
 
     async def main() -> None:

@@ -21,7 +21,8 @@ def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: 
 
     Two lines are printed for each shape: the ratios, and a description. It gives the canvas in pixels of the
     photo, and the expected size of the service's picture: about 1.4 megapixels, whatever the size of the
-    photo. For a shape that needs several passes, two lines are printed for each pass, and one more for all.
+    photo. For a shape that needs several passes, two lines are printed for each pass, and one line for all
+    passes together.
 
     \b
       kling-expand ratios 100x100 --area 3 --aspect 16:9

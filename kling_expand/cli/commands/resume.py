@@ -33,7 +33,7 @@ def resume(
     original names and never replace a file.
 
     The journal does not have the photos that the run never reached. For those, run `kling-expand bulk` again.
-    To continue a run that used --emulator, run its own command again instead.
+    To continue a run that used --emulator, repeat the command that started it instead.
 
     Exit code 0 if every job has its pictures, 1 if not.
     """
@@ -61,4 +61,4 @@ def _refuse_emulated(journal: str) -> None:
     from kling_expand.store.sqlite_file import peek_meta
 
     if peek_meta(journal, "account") == EMULATED:
-        raise NothingDone(f"{journal}: this run used the local emulator; run its own command again")
+        raise NothingDone(f"{journal}: this run used the local emulator; repeat the command that started it")

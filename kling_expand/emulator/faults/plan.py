@@ -159,7 +159,7 @@ def _checked(route: str, fault: Fault | str) -> Fault:
         raise ValueError(f"route must be one of {', '.join(ROUTES)}, got {route!r}")
     step = Fault(fault) if isinstance(fault, str) else fault
     if step.kind in FILE_KINDS and route != "file":
-        raise ValueError(f"{step.kind} is a fault of downloads only (route file), got route {route}")
+        raise ValueError(f"{step.kind} is only for downloads (route file), got route {route}")
     return step
 
 

@@ -1,7 +1,7 @@
 """A log of the latest API calls, with the bodies of requests and responses, for the console.
 
-The calls of each route and the bytes of each body are limited. Pictures are removed, and credentials are
-masked.
+The log keeps a limited number of calls for each route, and of bytes for each body. Pictures are removed, and
+credentials are masked.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The documented error codes, and the exception that carries one.
 
-Source: the error-code page of the service's documentation. Where the live service sends another message, the
-code that raises the error passes that message.
+Source: the error-code page of the service's documentation. Where the live service sends another
+message, the caller that raises the `Refusal` passes that message.
 """
 
 from collections.abc import Mapping

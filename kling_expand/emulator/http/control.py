@@ -82,7 +82,7 @@ class Control:
         return await self.state(request)
 
     async def settings(self, request: web.Request) -> web.Response:
-        """Change settings that are not fixed: all of them, or none."""
+        """Change settings that are not fixed. If one change is invalid, none is made."""
         body = await self._body(request)
         try:
             change(self.service.settings, body)

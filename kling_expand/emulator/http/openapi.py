@@ -16,7 +16,7 @@ _DESCRIPTIONS = {
     401: "Missing or invalid credentials",
     403: "No permission",
     404: "No such method or resource",
-    429: "Too many requests or tasks, or an account that is not in order",
+    429: "Too many requests or tasks, or a problem with the account",
     500: "Internal error",
     503: "Unavailable",
     504: "Internal timeout",
@@ -101,7 +101,7 @@ def _file(settings: Settings) -> Schema:
         ],
         "responses": {
             "200": {"description": "The picture", "content": picture},
-            "206": {"description": "The part that Range requests", "content": picture},
+            "206": {"description": "The part requested by the Range header", "content": picture},
             "404": {"description": "No such picture, or it has expired", "content": none},
             "416": {"description": "The Range is outside the picture"},
         },
@@ -154,8 +154,8 @@ _RATIO: Schema = {
     "type": "number",
     "minimum": 0,
     "maximum": 2,
-    "description": "In heights (up, down) or widths (left, right) of the original; the new area is at most "
-    "3 times the old one, and not all four are 0",
+    "description": "In heights (up, down) or widths (left, right) of the original; the result has at "
+    "most 3 times the area of the original, and not all four are 0",
 }
 _REQUESTS: dict[str, Schema] = {
     "editing": {f"{side}_expansion_ratio": _RATIO for side in SIDES}

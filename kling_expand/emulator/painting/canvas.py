@@ -1,7 +1,7 @@
 """The canvas: the size of a result, and the position of the original in it.
 
-The aspect is exact, but the size is not. The service scales results to about 1K, in multiples of 32 pixels
-(observed: 640x480 with right 0.5 became 1664x832).
+A result has the requested aspect to within a pixel, but not the requested size. The service scales it to
+about 1K, in multiples of 32 pixels (observed: 640x480 with right 0.5 became 1664x832).
 """
 
 import math

@@ -43,7 +43,7 @@ def paint_patches(original: Image.Image, canvas: Canvas, *, seed: int) -> Image.
 
 
 def shrink(canvas: Canvas) -> tuple[Canvas, float, float]:
-    """Return a smaller canvas of the same scene, and the large pixels per small pixel along x and y.
+    """Return a smaller canvas of the same scene, and its scale along x and y: old pixels per new pixel.
 
     The two boxes correspond exactly, so that the painted area joins the original without a step.
     """

@@ -83,7 +83,7 @@ def outpaint(
 
 
 def misregistered(picture: Image.Image, shift_x: float, shift_y: float, scale: float) -> Image.Image:
-    """Return a picture scaled around its middle, then shifted to the right and down by pixels.
+    """Return a picture scaled around its middle, then shifted right and down by so many pixels.
 
     The edge pixels are repeated where the content no longer reaches.
     """

@@ -1,6 +1,6 @@
 """Callbacks: one signed POST to a task's `callback_url` for each of its statuses.
 
-As for images, private addresses are used only with `allow_private`. No redirect is followed. The signature
+As with images, private addresses are used only with `allow_private`. No redirect is followed. The signature
 follows Standard Webhooks: HMAC-SHA256 over `{id}.{timestamp}.{body}`, in Base64.
 """
 
@@ -128,7 +128,7 @@ def signing_key(secret: str) -> bytes:
     """Return the key inside a webhook secret.
 
     Raises:
-        ValueError: if the secret is not `whsec_` and Base64.
+        ValueError: if the secret is not `whsec_` followed by Base64.
     """
     if not secret.startswith(SECRET_PREFIX):
         raise ValueError(f"webhook_secret must begin with {SECRET_PREFIX}")
@@ -139,7 +139,7 @@ def signature_headers(secret: str, *, message_id: str, timestamp: int, body: byt
     """Return the three headers of a signed callback.
 
     Raises:
-        ValueError: if the secret is not `whsec_` and Base64.
+        ValueError: if the secret is not `whsec_` followed by Base64.
     """
     signed = f"{message_id}.{timestamp}.".encode() + body
     digest = hmac.new(signing_key(secret), signed, hashlib.sha256).digest()

@@ -114,7 +114,7 @@ def test_a_journal_of_another_service_is_refused(tmp_path: Path) -> None:
         assert kling(*named, "--emulator").exit_code == 0
         done = kling(*named)
         assert (done.exit_code, done.stdout) == (2, "")
-        assert "belongs to the emulator of --emulator, not to http://127.0.0.1" in done.stderr
+        assert "belongs to the local emulator (--emulator), not to http://127.0.0.1" in done.stderr
         for service in (kling, other, kling):
             assert service("bulk", photo, "--right", 0.02, "-o", tmp_path / "real").exit_code == 0
         assert len(kling.emulator.account.tasks) == len(other.emulator.account.tasks) == 1

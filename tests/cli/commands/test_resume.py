@@ -102,7 +102,7 @@ def test_a_journal_of_the_local_emulator_is_refused(tmp_path: Path, key: str) ->
     asyncio.run(account(EMULATED))
     done = Shell()("resume", tmp_path / "j", KLING_API_KEY=key)
     assert done.exit_code == 2
-    assert "this run used the local emulator; run its own command again" in done.stderr
+    assert "this run used the local emulator; repeat the command that started it" in done.stderr
     assert asyncio.run(account()) == EMULATED
 
 

@@ -283,7 +283,7 @@ async def test_a_photo_is_dropped(browser: Browser) -> None:
         await expect(error).to_have_text("")
         await expect(visit.page.locator("#photo-name")).to_have_text("good.png, 640 × 480")
         await drop(visit, "huge.png", "image/png", png(), padding=10 * 1024 * 1024)
-        await expect(error).to_have_text("The photo must have at most 10 MB, got 10.0 MB.")
+        await expect(error).to_have_text("The photo must be at most 10 MB, got 10.0 MB.")
         await expect(visit.page.locator("#photo-name")).to_have_text("good.png, 640 × 480")
 
 

@@ -8,7 +8,7 @@ const MAX_ASPECT = 2.5;
 
 export async function read(file) {
   if (!["image/jpeg", "image/png"].includes(file.type)) throw new Error(`The photo must be a JPEG or PNG file, got ${file.name}.`);
-  if (file.size > MAX_BYTES) throw new Error(`The photo must have at most 10 MB, got ${megabytes(file.size)} MB.`);
+  if (file.size > MAX_BYTES) throw new Error(`The photo must be at most 10 MB, got ${megabytes(file.size)} MB.`);
   const url = URL.createObjectURL(file);
   try {
     const { width, height } = checked(await measured(file, url));

@@ -164,7 +164,7 @@ def test_an_area_too_small_for_the_aspect_names_the_least() -> None:
         error.field,
         error.value,
         error.limit,
-    ) == ("area", "1.2", "must be between 1.7778 and 3 to make 16:9 of 100x100")
+    ) == ("area", "1.2", "must be between 1.7778 and 3 to expand 100x100 to 16:9")
 
 
 @pytest.mark.parametrize("area", [0.99, 3.01, -1, math.nan, math.inf, True, "2"])

@@ -224,7 +224,7 @@ async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
     async with SQLiteStore(path) as store:
         assert store.account == "two"
         await store.mark_sending(job.external_task_id)
-    with pytest.raises(JournalError, match=r"belongs to two, not to one; use that service"):
+    with pytest.raises(JournalError, match=r"belongs to two, not to one; use the service"):
         await SQLiteStore(path, account="one").__aenter__()
     async with SQLiteStore(path, account="two") as store:
         assert store.account == "two"

@@ -234,9 +234,8 @@ class ExpandResult(Serializable):
         such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields: ``name index task_id ext key shape``,
         ``external_task_id``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
 
-        A leading ``~`` is the user's home. If another file has the name, the task's id is appended unless
-        *overwrite* is set. Pictures that are already saved there are not downloaded again. Copies with a
-        watermark are saved too.
+        A leading ``~`` is the user's home. A name that another file has gets the task's id, unless
+        *overwrite* is set. Pictures already there are not downloaded again. Watermarked copies are saved too.
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a
         *quality* of 1 to 100 (default 92). *metadata* adds the EXIF data and the color profile of the photo.

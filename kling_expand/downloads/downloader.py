@@ -47,7 +47,6 @@ from .files import (
     all_ended,
     output_paths,
     publish,
-    remove_stale_parts,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ MAX_OPEN_FILES = 16  # downloads in progress at once, over all tasks of a client
 MAX_FILE_BYTES = 200 << 20
 MAX_REDIRECTS = 5
 FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
-MAX_SWEPT_FOLDERS = 64  # directories to remember, so that memory stays bounded
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # statuses below 500 that are retried
@@ -102,7 +100,6 @@ class Downloads:
             total=None, sock_connect=settings.connect_timeout, sock_read=settings.read_timeout
         )
         self._open_files = asyncio.Semaphore(MAX_OPEN_FILES)
-        self._swept: dict[Path, None] = {}
         self._names: dict[Path, str] = {}  # the names being saved, each with the id of its task
 
     async def save(
@@ -195,9 +192,6 @@ class Downloads:
         self, urls: "ResultUrls", file: "ResultFile", place: Place, options: SaveOptions
     ) -> Path:
         async def download(part: PartialFile) -> None:
-            folder = place.paths.folder(file.position)
-            if self._first_visit(folder):
-                await part.in_thread(remove_stale_parts, folder)
             await self._download(part, urls, file)
             if options.metadata is not None:
                 await part.in_thread(_add_metadata, part, options.metadata)
@@ -206,13 +200,6 @@ class Downloads:
 
         async with self._open_files:
             return await publish(place, file.position, download, watermark=file.watermark)
-
-    def _first_visit(self, folder: Path) -> bool:
-        first = folder not in self._swept
-        self._swept[folder] = None
-        if len(self._swept) > MAX_SWEPT_FOLDERS:
-            del self._swept[next(iter(self._swept))]
-        return first
 
     async def _download(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
         limit = asyncio.timeout(self._settings.download_timeout)

@@ -26,6 +26,7 @@ import secrets
 import stat
 import string
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ _SPELLINGS = {".jpeg": ".jpg", ".tif": ".tiff"}  # other suffixes of the same fo
 _LOSSY = ("jpeg", "webp")
 
 SECOND = 10**9  # nanoseconds
+MAX_SWEPT_FOLDERS = 64  # directories to remember, so that memory stays bounded
 
 _MAX_FIELD_BYTES = 100  # so that a few fields fit into one file name
 _MAX_NAME_BYTES = 255  # the limit of ext4, APFS and (in characters) NTFS
@@ -620,9 +622,7 @@ async def publish(
     """
     part = PartialFile(place.paths.folder(position))
     try:
-        saved = None
-        if not place.overwrite:
-            saved = await part.in_thread(place.paths.find_saved, position, watermark=watermark)
+        saved = await part.in_thread(_find_saved, place, position, watermark=watermark)
         if saved is not None:
             return saved
         await part.in_thread(part.create)
@@ -630,6 +630,12 @@ async def publish(
         return await part.in_thread(part.commit, place, position, watermark=watermark)
     finally:
         await part.in_thread(part.discard)
+
+
+def _find_saved(place: Place, position: int, *, watermark: bool) -> Path | None:
+    """Return the path of a picture from an earlier save, or None if there is none or it is replaced."""
+    remove_stale_parts(place.paths.folder(position).absolute())
+    return None if place.overwrite else place.paths.find_saved(position, watermark=watermark)
 
 
 def rename(part: Path, target: Path) -> bool:
@@ -683,8 +689,12 @@ def strong_validator(headers: Mapping[str, str]) -> str | None:
     return headers["Last-Modified"] if old else None
 
 
+@lru_cache(MAX_SWEPT_FOLDERS)
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the partial files that dead processes left in *folder*. Subdirectories are not searched."""
+    """Remove the partial files that dead processes left in *folder*. Subdirectories are not searched.
+
+    A process searches each directory only once.
+    """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _PART_NAME.fullmatch(entry.name):

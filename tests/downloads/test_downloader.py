@@ -38,7 +38,7 @@ from kling_expand.downloads.downloader import (
     parse_url,
     redirect_url,
 )
-from kling_expand.downloads.files import FORMATS, SaveOptions
+from kling_expand.downloads.files import FORMATS, SaveOptions, remove_stale_parts
 from kling_expand.errors import (
     ClientClosed,
     DeadlineExceeded,
@@ -1220,6 +1220,17 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
     assert files(tmp_path) == {"x-0.png": PNG}
 
 
+async def test_partial_files_are_removed_even_if_nothing_is_downloaded(tmp_path: Path) -> None:
+    """A save of full-size pictures, whose downloads are already there, removes the leftovers of a crash."""
+    async with started() as (server, downloads):
+        saved = task(server.on("/a", answers(PNG)))
+        await downloads.save(saved, tmp_path, SaveOptions(name="x"))
+        (tmp_path / ".kling-0123456789abcdef.part").write_text("left by a crash")
+        remove_stale_parts.cache_clear()  # as in a new process
+        await downloads.save(saved, tmp_path, SaveOptions(name="x"))
+    assert files(tmp_path) == {"x-0.png": PNG}
+
+
 async def test_partial_files_of_a_running_process_are_kept(tmp_path: Path) -> None:
     """The partial files of another process, or of another client in this process, are kept."""
     arrived = asyncio.Event()
@@ -1232,6 +1243,7 @@ async def test_partial_files_of_a_running_process_are_kept(tmp_path: Path) -> No
         slow = asyncio.create_task(downloads.save(task(server.on("/slow", silent)), tmp_path))
         await arrived.wait()
         with downloading_process(tmp_path):
+            remove_stale_parts.cache_clear()
             await other.save(task(server.on("/a", answers(PNG))), tmp_path, SaveOptions(name="x"))
             assert len([name for name in files(tmp_path) if name.endswith(".part")]) == 2
         slow.cancel()
@@ -1262,7 +1274,7 @@ async def test_only_our_own_partial_files_are_removed(tmp_path: Path, target: st
 
 
 async def test_a_directory_is_searched_for_partial_files_once(tmp_path: Path) -> None:
-    """A client searches a directory for partial files only on its first save there."""
+    """A process searches a directory for partial files only on its first save there."""
     async with started() as (server, downloads):
         url = server.on("/a", answers(PNG))
         await downloads.save(task(url), tmp_path, SaveOptions(name="x"))

@@ -50,7 +50,7 @@ from .jobs.poll_schedule import (
     write_history,
 )
 from .jobs.poller import Poller
-from .jobs.runner import Budget, Job, JobRunner, SetAside, is_resumable
+from .jobs.runner import Budget, Job, JobRunner, PassReservation, is_resumable
 from .jobs.scheduler import Flow, Slots
 from .jobs.submission import Submitter
 from .models import (
@@ -589,7 +589,7 @@ class KlingClient:
         fresh: bool,
         flow: Flow,
         note: Mapping[str, Any] | None = None,
-        aside: SetAside | None = None,
+        reservation: PassReservation | None = None,
     ) -> TaskFuture:
         self._require_open()
         if not isinstance(request, ExpandRequest):
@@ -604,7 +604,7 @@ class KlingClient:
             priority=priority,
             fresh=fresh,
             note=note,
-            aside=aside,
+            reservation=reservation,
         )
         return TaskFuture(record, deadline_at=until)
 
@@ -616,8 +616,8 @@ class KlingClient:
         return PassJobs(
             self._store,
             self._budget,
-            lambda request, note, aside: self._submit(
-                request, until, priority, fresh=fresh, flow=self._flow, note=note, aside=aside
+            lambda request, note, reservation: self._submit(
+                request, until, priority, fresh=fresh, flow=self._flow, note=note, reservation=reservation
             ),
             lambda known: self._resume(known, until, priority),
             self._record_saved,

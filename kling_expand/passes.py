@@ -17,7 +17,7 @@ from .api.photo import load_photo, read_header
 from .errors import DeadlineExceeded, InvalidRequest, NotSubmitted
 from .geometry import Ratios, plan, shape_name
 from .jobs.future import ExpandResult, TaskFuture
-from .jobs.runner import Budget, SetAside
+from .jobs.runner import Budget, PassReservation
 from .models import UNITS_PER_IMAGE, ExpandRequest, Task, source_name
 from .store.base import JobRecord, JobState, JobStore
 
@@ -125,7 +125,7 @@ class PassJobs:
 
     store: JobStore
     budget: Budget
-    submit: Callable[[ExpandRequest, Mapping[str, Any] | None, SetAside | None], TaskFuture]
+    submit: Callable[[ExpandRequest, Mapping[str, Any] | None, PassReservation | None], TaskFuture]
     resume: Callable[[JobRecord], TaskFuture]
     record_saved: Callable[[Task, tuple[()]], Awaitable[None]]
     deadline_at: float | None
@@ -155,7 +155,7 @@ class Passes:
         self._limit = limit
         self._note = note
         self._known = known
-        self._aside = SetAside()
+        self._reservation = PassReservation()
         self._stopped = False
 
     def stop(self) -> None:
@@ -190,7 +190,7 @@ class Passes:
                 step = step.after(found.external_task_id or future.external_task_id)
                 known = await self._find(step)
         finally:
-            self._jobs.budget.release(self._aside)
+            self._jobs.budget.release(self._reservation)
         earlier = self.result.earlier
         while earlier is not None:  # so that no later run saves the pictures of this pass
             await self._jobs.record_saved(earlier.task, ())
@@ -233,8 +233,8 @@ class Passes:
         if step.before is not None and self.result is not None:
             request = evolve(request, image=await self._read_picture(self.result))
         request = evolve(request, key=step.key(durable=self._jobs.store.durable))
-        self._aside.wanted = step.units_after
-        return self._jobs.submit(request, step.packed(), self._aside)
+        self._reservation.wanted = step.units_after
+        return self._jobs.submit(request, step.packed(), self._reservation)
 
     async def _read_picture(self, result: ExpandResult) -> bytes:
         """Return the picture of the previous pass. The deadline of all passes limits the download too."""

@@ -93,8 +93,10 @@ def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
             raise InvalidRequest("save_options", repr(name), "must name arguments of `save`", advice)
         if name in {"overwrite", "full_size", "metadata"} and not isinstance(value, bool):
             raise InvalidRequest(name, shown(value), "must be True or False")
-    form, quality = options.get("format"), options.get("quality")
-    SaveOptions(format=form or ("jpeg" if options.get("full_size") and quality else None), quality=quality)
+    picture_format, quality = options.get("format"), options.get("quality")
+    SaveOptions(
+        format=picture_format or ("jpeg" if options.get("full_size") and quality else None), quality=quality
+    )
 
 
 def make_request(row: Row) -> ExpandRequest:
@@ -113,15 +115,15 @@ def make_request(row: Row) -> ExpandRequest:
             if name not in row:
                 raise InvalidRequest("row", shown(dict(row)), f"must contain the field {name!r}")
     try:
-        made = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
+        request = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:
         raise
     except Exception as error:
-        came = f"{type(error).__name__}: {error}"
-        raise InvalidRequest("row", came, "must give an ExpandRequest") from error
-    if not isinstance(made, ExpandRequest):
-        raise InvalidRequest("row", shown(made), "must give an ExpandRequest")
-    return made
+        reason = f"{type(error).__name__}: {error}"
+        raise InvalidRequest("row", reason, "must give an ExpandRequest") from error
+    if not isinstance(request, ExpandRequest):
+        raise InvalidRequest("row", shown(request), "must give an ExpandRequest")
+    return request
 
 
 def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
@@ -179,8 +181,8 @@ class BoundedMap:
         self._save_options: SaveArguments = save_options or {}
         self._ordered = ordered
         self._failures_left = max_failures
-        self._given: dict[int, None] = {}  # hashes of the newest files of this map
-        self._places = asyncio.Semaphore(prefetch)
+        self._used_files: dict[int, None] = {}  # hashes of the newest files of this map
+        self._prefetched = asyncio.Semaphore(prefetch)
         self._open: dict[asyncio.Task[Outcome], TaskFuture | None] = {}
         self._ended: asyncio.Queue[asyncio.Task[Outcome] | None] = asyncio.Queue()
 
@@ -199,10 +201,10 @@ class BoundedMap:
             async with aclosing(self._outcomes(feeder)) as outcomes:
                 async for outcome in outcomes:
                     yield outcome
-                    self._places.release()
+                    self._prefetched.release()
         finally:
             feeder.cancel()
-            await self._leave(feeder)
+            await self._close(feeder)
         if not feeder.cancelled():
             feeder.result()
 
@@ -210,7 +212,7 @@ class BoundedMap:
         """Submit each request as soon as the map holds fewer than *prefetch* requests."""
         async with aclosing(each(requests)) as source:
             for index in count():
-                await self._places.acquire()
+                await self._prefetched.acquire()
                 try:
                     row = await anext(source)
                 except StopAsyncIteration:
@@ -261,20 +263,20 @@ class BoundedMap:
         name, options = result.name or result.task_id, self._save_options
         files = await _saved_at(result, target, options)
         for number in count(2):
-            if self._given.keys().isdisjoint(map(hash, files)):
+            if self._used_files.keys().isdisjoint(map(hash, files)):
                 break
             other = await _saved_at(evolve(result, name=f"{name}-{number}"), target, options)
             if other == files:  # the template has no field `name`
                 break
             files = other
-        self._given |= dict.fromkeys(map(hash, files))
-        while len(self._given) > REMEMBERED_FILES:
-            del self._given[next(iter(self._given))]
+        self._used_files |= dict.fromkeys(map(hash, files))
+        while len(self._used_files) > REMEMBERED_FILES:
+            del self._used_files[next(iter(self._used_files))]
         return files
 
     async def _outcomes(self, feeder: asyncio.Task[None]) -> AsyncGenerator[Outcome, None]:
-        early: dict[int, Outcome] = {}
-        following = 0
+        completed: dict[int, Outcome] = {}
+        next_index = 0
         while self._open or not feeder.done():
             job = await self._ended.get()
             if job is None:  # the source has ended; open jobs continue
@@ -285,10 +287,10 @@ class BoundedMap:
             if not self._ordered:
                 yield outcome
                 continue
-            early[outcome.index] = outcome
-            while following in early:
-                yield early.pop(following)
-                following += 1
+            completed[outcome.index] = outcome
+            while next_index in completed:
+                yield completed.pop(next_index)
+                next_index += 1
 
     def _count(self, outcome: Outcome, feeder: asyncio.Task[None]) -> None:
         """Count a failure, and stop feeding after too many."""
@@ -303,7 +305,7 @@ class BoundedMap:
             if future is not None:
                 self._cancel(future)
 
-    async def _leave(self, feeder: asyncio.Task[None]) -> None:
+    async def _close(self, feeder: asyncio.Task[None]) -> None:
         """Cancel the jobs that were not sent, and wait for the source to close."""
         self._cancel_unsent()
         for job in self._open:

@@ -425,7 +425,7 @@ class TaskRecord:
     """
 
     __slots__ = (
-        "_callbacks", "_changed", "_given", "_merged", "_registry", "error", "job", "number", "pictures",
+        "_callbacks", "_changed", "_known_id", "_merged", "_registry", "error", "job", "number", "pictures",
         "submissions", "task", "unretrieved",
     )  # fmt: skip
 
@@ -443,7 +443,7 @@ class TaskRecord:
         self.pictures: int = pictures
         self.submissions: int = 1
         self.unretrieved: int | None = 0
-        self._given = any_id
+        self._known_id = any_id
         self._registry: TaskRegistry | None = None
         self._merged: TaskRecord | None = None
         self._changed: asyncio.Event | None = None
@@ -464,12 +464,12 @@ class TaskRecord:
     @property
     def any_id(self) -> str:
         """The `task_id` once it is known, and the given id before that."""
-        return self.task.task_id if self.task else self._given
+        return self.task.task_id if self.task else self._known_id
 
     @property
     def ids(self) -> set[str]:
         """All ids of the task."""
-        ids = {self._given, self.any_id, self.external_task_id or ""}
+        ids = {self._known_id, self.any_id, self.external_task_id or ""}
         return ids - {""}
 
     @property
@@ -480,15 +480,15 @@ class TaskRecord:
     @property
     def external_task_id(self) -> str | None:
         """The caller's id or the generated one, or None if neither is known."""
-        if self.task is not None and self._given in {"", self.task.task_id}:
+        if self.task is not None and self._known_id in {"", self.task.task_id}:
             return self.task.external_task_id
-        return self._given or None
+        return self._known_id or None
 
     def rename(self, external_task_id: str) -> None:
         """Change the id of a job that has not been sent yet."""
         if self._registry is not None:
             self._registry.forget_ids(self)
-        self._given = external_task_id
+        self._known_id = external_task_id
         if self._registry is not None:
             self._registry.changed(self)
 
@@ -520,7 +520,7 @@ class TaskRecord:
             return False
         if self.job is not None and 0 < self.pictures < len(task.images):
             task = evolve(task, images=task.images[: self.pictures])  # the service made more than requested
-        external_task_id = None if self._given == task.task_id else self._given
+        external_task_id = None if self._known_id == task.task_id else self._known_id
         external_task_id = external_task_id or (self.task.external_task_id if self.task else None)
         if external_task_id and external_task_id != task.external_task_id:
             task = evolve(task, external_task_id=external_task_id)
@@ -555,20 +555,22 @@ class TaskRecord:
         removed, self._callbacks = len(self._callbacks) - len(kept), kept
         return removed
 
-    def withdraw(self, future: "TaskFuture") -> "TaskRecord":
+    def cancel_submission(self, future: "TaskFuture") -> "TaskRecord":
         """Return a separate, cancelled record for *future*, while other submissions of the job continue."""
         self.submissions -= 1
-        own = TaskRecord(self._given)
-        own.retrieve()
-        own.attach_future()
-        own.fail(NotSubmitted("cancelled before it was sent; another submission of the same job continues"))
+        cancelled = TaskRecord(self._known_id)
+        cancelled.retrieve()
+        cancelled.attach_future()
+        cancelled.fail(
+            NotSubmitted("cancelled before it was sent; another submission of the same job continues")
+        )
         for callback, owner, context in self._callbacks:
             if owner is future:
-                own.add_done_callback(callback, future, context)
+                cancelled.add_done_callback(callback, future, context)
         self._callbacks = tuple(each for each in self._callbacks if each[1] is not future)
         self.wake()
         self.detach_future()
-        return own
+        return cancelled
 
     def attach_future(self) -> None:
         """Count a future of this record."""
@@ -686,23 +688,23 @@ class TaskRegistry:
             other = self._by_id.setdefault(any_id, record)
             if other is not record:
                 # A record with a job of this client is kept, because that job holds the slots.
-                stays, goes = (record, other) if other.job is None and record.job else (other, record)
-                self._merge(goes, stays)
-                if goes is record:
+                kept, dropped = (record, other) if other.job is None and record.job else (other, record)
+                self._merge(dropped, kept)
+                if dropped is record:
                     return
 
-    def _merge(self, goes: TaskRecord, stays: TaskRecord) -> None:
-        ids = goes.ids | self._aliases.get(goes, set())
-        self._close(goes)
+    def _merge(self, dropped: TaskRecord, kept: TaskRecord) -> None:
+        ids = dropped.ids | self._aliases.get(dropped, set())
+        self._close(dropped)
         for any_id in ids:
-            self._by_id.setdefault(any_id, stays)
-        self._aliases.setdefault(stays, set()).update(ids)
-        goes.merge_into(stays)
+            self._by_id.setdefault(any_id, kept)
+        self._aliases.setdefault(kept, set()).update(ids)
+        dropped.merge_into(kept)
         for hook in self.on_merge:
-            hook(goes)
+            hook(dropped)
         # A job whose create is in progress gets its task from the response to that create.
-        if goes.task is not None and (stays.job is None or stays.task is not None):
-            stays.deliver(goes.task)
+        if dropped.task is not None and (kept.job is None or kept.task is not None):
+            kept.deliver(dropped.task)
 
     def _close(self, record: TaskRecord) -> None:
         self._records.pop(record, None)
@@ -713,18 +715,18 @@ class TaskRegistry:
 
 
 def paths_of(
-    result: ExpandResult, target: str | os.PathLike[str], *, metadata: bool = False, **form: Any
+    result: ExpandResult, target: str | os.PathLike[str], *, metadata: bool = False, **conversion: Any
 ) -> "OutputPaths":
     """Return where `ExpandResult.save` puts the pictures of a *result*.
 
-    *form* holds the arguments `format` and `quality` of that call.
+    *conversion* holds the arguments `format` and `quality` of that call.
 
     Raises:
         InvalidRequest: if *target* is invalid.
     """
     from kling_expand.downloads.files import output_paths  # imported here, as many callers never save
 
-    options = result._options(**form)  # noqa: SLF001 - the two are one unit
+    options = result._options(**conversion)  # noqa: SLF001 - the two are one unit
     if metadata:
         from kling_expand.pictures.convert import Metadata  # imported here, as it is an option
 
@@ -734,14 +736,14 @@ def paths_of(
 
 def log_unretrieved(records: Iterable[TaskRecord]) -> None:
     """Log the outcomes that no caller has retrieved: one line for the errors, one for the results."""
-    lost: list[tuple[TaskRecord, KlingError | None]] = [(each, each.failure()) for each in records]
-    for record, _ in lost:
+    unretrieved: list[tuple[TaskRecord, KlingError | None]] = [(each, each.failure()) for each in records]
+    for record, _ in unretrieved:
         record.retrieve()
-    errors = [f"{type(error).__name__}: {error}" for _, error in lost if error is not None]
-    results = [str(record.any_id) for record, error in lost if error is None]
+    errors = [f"{type(error).__name__}: {error}" for _, error in unretrieved if error is not None]
+    results = [str(record.any_id) for record, error in unretrieved if error is None]
     if errors:
-        what = "the error of a job was" if len(errors) == 1 else f"the errors of {len(errors)} jobs were"
-        logger.warning("%s never retrieved: %s", what, "; ".join(errors[:LOGGED_IDS]))
+        subject = "the error of a job was" if len(errors) == 1 else f"the errors of {len(errors)} jobs were"
+        logger.warning("%s never retrieved: %s", subject, "; ".join(errors[:LOGGED_IDS]))
     if results:
         ids = ", ".join(results[:LOGGED_IDS])
         logger.info("the results of %d tasks were never retrieved: %s", len(results), ids)
@@ -813,12 +815,12 @@ class TaskFuture:
     @property
     def task(self) -> Task | None:
         """The newest snapshot, or None before the task is accepted."""
-        return self._seen_record().task
+        return self._retrieved_record().task
 
     @property
     def error(self) -> KlingError | None:
         """The exception that ended this future, or None. `task` reports a failed task."""
-        return self._seen_record().error
+        return self._retrieved_record().error
 
     def done(self) -> bool:
         """Return whether the outcome is known."""
@@ -838,7 +840,7 @@ class TaskFuture:
         if record.done() or record.job is None or record.job.sent:
             return False
         if record.submissions > 1:
-            self._record = record.withdraw(self)
+            self._record = record.cancel_submission(self)
             return True
         cancelled = record.job.cancel(for_good=for_good)
         if cancelled:
@@ -966,7 +968,7 @@ class TaskFuture:
             return Task("", Status.QUEUED, external_task_id=record.external_task_id)
         return record.task
 
-    def _seen_record(self) -> TaskRecord:
+    def _retrieved_record(self) -> TaskRecord:
         """Return the record, and mark its outcome, if any, as retrieved."""
         record = self.record
         if record.unretrieved is not None and record.done():
@@ -977,7 +979,7 @@ class TaskFuture:
         """Return the record of a done future, and mark its outcome as retrieved."""
         if not self.done():
             raise asyncio.InvalidStateError("the future is not done")
-        return self._seen_record()
+        return self._retrieved_record()
 
     def _wait_until(self) -> float | None:
         """Return the deadline of a wait that begins now, or None if the deadline has already passed."""
@@ -993,9 +995,9 @@ class TaskFuture:
         except TimeoutError:
             if self.done() or self.record.task is not task or self.record is not record:
                 return
-            outlook = "the task continues" if task else "it is not known yet whether a task was created"
+            task_state = "the task continues" if task else "it is not known yet whether a task was created"
             raise DeadlineExceeded(
-                f"the deadline passed; {outlook}, and the future can be awaited again",
+                f"the deadline passed; {task_state}, and the future can be awaited again",
                 task_id=self.task_id,
                 external_task_id=self.external_task_id,
             ) from None

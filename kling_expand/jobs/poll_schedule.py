@@ -30,7 +30,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 TARGET_LATENCY = 0.58  # average seconds from the end of a task to the read that shows it
 LEARN_AFTER = 5  # ended tasks before the schedule uses their durations
-DISTRUST = 20.0  # seconds without lists after the first bad list
+MIN_DISTRUST = 20.0  # seconds without lists after the first bad list
 STALE_AFTER = 3.0  # seconds a list may lag behind single reads
 CALLBACK_TIMEOUT = 2.0  # seconds after the end of a task within which its callback must arrive
 FEWEST_MISSED = 0.02  # the lowest estimate of the share of missed callbacks
@@ -117,7 +117,7 @@ class AdaptiveSchedule:
         self._target_latency = target_latency
         self._durations: deque[float] = deque(maxlen=window)
         self._longest = longest
-        self._fresh = 0  # durations since the last fit
+        self._unfitted = 0  # durations since the last fit
         self._model: DurationModel | None = None
         self._price = target_latency / 6  # of one read, in seconds of latency summed over tasks
 
@@ -126,13 +126,13 @@ class AdaptiveSchedule:
 
         *ages* are the ages in seconds of the tasks that the read will cover.
         """
-        some = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
-        share = price * len(some) / len(ages)
+        sample = ages[:: -(-len(ages) // _SAMPLE_SIZE)]
+        share = price * len(sample) / len(ages)
         if len(self._durations) < LEARN_AFTER:
-            return PRIOR.wait(some, self._target_latency / 3 * share, self._longest)
-        if self._model is None or self._fresh * 16 >= len(self._durations):
+            return PRIOR.wait(sample, self._target_latency / 3 * share, self._longest)
+        if self._model is None or self._unfitted * 16 >= len(self._durations):
             self._model = self._fit(ages)
-        return self._model.wait(some, self._price * share, self._longest)
+        return self._model.wait(sample, self._price * share, self._longest)
 
     @property
     def durations(self) -> tuple[float, ...]:
@@ -142,7 +142,7 @@ class AdaptiveSchedule:
     def learn(self, duration: float) -> None:
         """Add *duration* to the window."""
         self._durations.append(duration)
-        self._fresh += 1
+        self._unfitted += 1
 
     def expected_ends(self, ages: Sequence[float], unseen: Sequence[float]) -> float | None:
         """Return the hazard of tasks now at *ages*, accumulated over the last *unseen* seconds of each.
@@ -173,27 +173,27 @@ class AdaptiveSchedule:
 
     def _fit(self, running: Sequence[float]) -> "DurationModel":
         """Fit a model to the window and to the ages of *running* tasks, and set the price of a read."""
-        self._fresh = 0
+        self._unfitted = 0
         model = DurationModel.of(sorted(self._durations), sorted(running))
         for _ in range(8):
-            late = model.latency(self._price, self._longest)
-            if abs(late / self._target_latency - 1) < 0.01:
+            latency = model.latency(self._price, self._longest)
+            if abs(latency / self._target_latency - 1) < 0.01:
                 break
             # The latency grows about with the square root of the price.
-            self._price *= min(max((self._target_latency / late) ** 2, 1 / 16), 16.0)
+            self._price *= min(max((self._target_latency / latency) ** 2, 1 / 16), 16.0)
         return model
 
 
 class DurationModel(NamedTuple):
     """The distribution of durations: the share of tasks that have *ended* by each of *ages*.
 
-    `unseen` is the integral of `ended` up to each age. `ended` is linear between two ages. A share of tasks
+    `integral` is the integral of `ended` up to each age. `ended` is linear between two ages. A share of tasks
     always runs longer than the last age.
     """
 
     ages: list[float]
     ended: list[float]
-    unseen: list[float]  # ∫ ended d(age)
+    integral: list[float]  # ∫ ended d(age)
 
     @classmethod
     def of(cls, durations: list[float], running: list[float]) -> "DurationModel":
@@ -212,15 +212,15 @@ class DurationModel(NamedTuple):
 
     def at(self, age: float) -> tuple[float, float]:
         """Return the share of tasks that have ended at *age*, and the integral of that share up to *age*."""
-        ages, ended, unseen = self
+        ages, ended, integral = self
         i = bisect_right(ages, age) - 1
         if i < 0:
             return 0.0, 0.0
-        here, beyond = ended[i], age - ages[i]
+        base, elapsed = ended[i], age - ages[i]
         if i + 1 == len(ages):
-            return here, unseen[i] + beyond * here
-        share = here + beyond * (ended[i + 1] - here) / (ages[i + 1] - ages[i])
-        return share, unseen[i] + beyond * (here + share) / 2
+            return base, integral[i] + elapsed * base
+        share = base + elapsed * (ended[i + 1] - base) / (ages[i + 1] - ages[i])
+        return share, integral[i] + elapsed * (base + share) / 2
 
     def age_at(self, share: float) -> float:
         """Return the age by which a *share* of tasks has ended, or infinity."""
@@ -240,28 +240,28 @@ class DurationModel(NamedTuple):
         seen = [(age, *self.at(age)) for age in ages]
         wait = max(self.ages[0] - max(ages), 0.0) + longest
         while True:
-            waited, over = -price, 0.0  # the summed latency, which is convex, and its slope
-            for age, ended, unseen in seen:
-                ended_then, unseen_then = self.at(age + wait)
-                waited += (unseen_then - unseen - ended * wait) / (1 - ended)
-                over += (ended_then - ended) / (1 - ended)
+            waited, slope = -price, 0.0  # the summed latency, which is convex, and its slope
+            for age, ended, integral in seen:
+                next_ended, next_integral = self.at(age + wait)
+                waited += (next_integral - integral - ended * wait) / (1 - ended)
+                slope += (next_ended - ended) / (1 - ended)
             # The sum is convex, so Newton's method converges from above and never overshoots.
-            if waited <= 1e-3 * price or not over:
+            if waited <= 1e-3 * price or not slope:
                 return wait
-            wait -= waited / over
+            wait -= waited / slope
 
     def latency(self, price: float, longest: float) -> float:
         """Return the average latency of a single task, in seconds, if a read has this *price*."""
-        age = late = ended = unseen = 0.0
+        age = latency = ended = integral = 0.0
         for _ in range(_MAX_READS):
             wait = self.wait([age], price, longest)
             age += wait
-            ended_then, unseen_then = self.at(age)
-            late += unseen_then - unseen - ended * wait
-            ended, unseen = ended_then, unseen_then
+            next_ended, next_integral = self.at(age)
+            latency += next_integral - integral - ended * wait
+            ended, integral = next_ended, next_integral
             if 1 - ended < _NEGLIGIBLE:
                 break
-        return late
+        return latency
 
 
 # Most tasks take 15 to 60 s. The share below 15 s keeps the first reads as close together as those of an
@@ -350,13 +350,16 @@ def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], 
     Each of the sorted *durations* is spread evenly over the distance to its k-th nearest neighbor.
     """
     count = len(durations)
-    near = min(round(1.5 * sqrt(count)), count - 1)
-    blur = max(0.01 * durations[count // 2], 1e-3)  # equal durations still have a spread
+    neighbors = min(round(1.5 * sqrt(count)), count - 1)
+    min_bandwidth = max(0.01 * durations[count // 2], 1e-3)  # equal durations still have a spread
     density: dict[float, float] = defaultdict(float)
     for i, (duration, weight) in enumerate(zip(durations, weights, strict=True)):
-        around = range(max(0, i - near), min(count - near, i + 1))
-        reach = max(blur, min(max(duration - durations[j], durations[j + near] - duration) for j in around))
-        low, high = max(0.0, duration - reach), duration + reach
+        around = range(max(0, i - neighbors), min(count - neighbors, i + 1))
+        bandwidth = max(
+            min_bandwidth,
+            min(max(duration - durations[j], durations[j + neighbors] - duration) for j in around),
+        )
+        low, high = max(0.0, duration - bandwidth), duration + bandwidth
         density[low] += weight / (high - low)
         density[high] -= weight / (high - low)
     ages, masses, height = sorted(density), [], 0.0
@@ -365,7 +368,7 @@ def _pieces(durations: list[float], weights: list[float]) -> tuple[list[float], 
         masses.append(max(height * (end - start), 1e-9))
     for _ in range(_TAIL_INTERVALS):  # a task can run longer than any task before
         masses.append((1 - sum(masses)) / 2)
-        ages.append(ages[-1] * _TAIL_FACTOR + blur)
+        ages.append(ages[-1] * _TAIL_FACTOR + min_bandwidth)
     return ages, masses
 
 
@@ -375,28 +378,28 @@ class ListTrust:
     def __init__(self) -> None:
         self.evidence_at: float = -inf  # when a list last showed a change (loop time)
         self._trusted_at = 0.0
-        self._distrust = DISTRUST
+        self._distrust_seconds = MIN_DISTRUST
         self._ended: dict[str, float] = {}  # tasks whose end a single read showed before any list did
 
     def trusted(self, now: float) -> bool:
         """Return whether lists may be read at *now*."""
         return now >= self._trusted_at
 
-    def showed(self, seen: int, absent: int, now: float) -> None:
+    def record_coverage(self, seen: int, absent: int, now: float) -> None:
         """Record that a list showed *seen* of our tasks and omitted *absent* of them."""
         if absent > seen:
             self.distrust(now, f"a list showed {seen} of {seen + absent} tasks")
         elif self.trusted(now) and seen and not self._ended:
-            self._distrust = max(DISTRUST, self._distrust / 2)
+            self._distrust_seconds = max(MIN_DISTRUST, self._distrust_seconds / 2)
 
     def distrust(self, now: float, reason: str) -> None:
         """Stop using lists for a while, for longer each time."""
         if not self.trusted(now):
             return
         text = "lists will not be read for %g s, and tasks will be read one by one: %s"
-        logger.warning(text, self._distrust, reason)
-        self._trusted_at = now + self._distrust
-        self._distrust *= 2
+        logger.warning(text, self._distrust_seconds, reason)
+        self._trusted_at = now + self._distrust_seconds
+        self._distrust_seconds *= 2
         self._ended.clear()
 
     def evidence(self, now: float) -> None:
@@ -407,7 +410,7 @@ class ListTrust:
         """Expect later lists to show the end of a task that a single read has shown."""
         self._ended[task_id] = now
 
-    def compares(self, task_id: str) -> bool:
+    def is_expected(self, task_id: str) -> bool:
         """Return whether the status of this ended task in a list must be compared with a single read."""
         return task_id in self._ended
 
@@ -432,8 +435,8 @@ class CallbackTrust:
 
     def __init__(self) -> None:
         self.missed: float = 1.0  # the estimated share
-        self.rose: bool = False  # whether the share rose since the poller's last check
-        self.heard_at: float = -inf  # when a callback arrived in time or a list was read (loop time)
+        self.missed_more: bool = False  # whether the share rose since the poller's last check
+        self.evidence_at: float = -inf  # when a callback arrived in time or a list was read (loop time)
         self._awaited: dict[
             str, float
         ] = {}  # ends that a read showed first, and the time from which their callbacks are late
@@ -444,7 +447,7 @@ class CallbackTrust:
         return self.missed < 1 or bool(self._awaited)
 
     @property
-    def silence(self) -> float:
+    def max_silent_ends(self) -> float:
         """The number of expected ends, with no callback arriving, after which callbacks count as stopped."""
         return -log(self.missed)
 
@@ -469,7 +472,7 @@ class CallbackTrust:
             self._count(received=False)
 
     def _received(self, now: float) -> None:
-        self.heard_at = now
+        self.evidence_at = now
         self._count(received=True)
 
     def _count(self, *, received: bool) -> None:
@@ -477,4 +480,4 @@ class CallbackTrust:
             self.missed = max(FEWEST_MISSED, self.missed * (1 - _RECEIVED_WEIGHT))
         else:
             self.missed += (1 - self.missed) * _MISSED_WEIGHT
-            self.rose = True
+            self.missed_more = True

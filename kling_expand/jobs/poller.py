@@ -90,8 +90,8 @@ class PolledTask:
     """One open record in the poll loop: its start, its last response, and when its next read is due."""
 
     __slots__ = (
-        "began_at", "called", "calls_back", "due_at", "failing_since", "failures", "incomplete_since",
-        "listed", "listed_at", "odd_since", "record", "resumed", "serial", "stale",
+        "called", "calls_back", "due_at", "failing_since", "failures", "incomplete_since", "listed",
+        "listed_at", "record", "resumed", "serial", "stale", "started_at", "unknown_since",
     )  # fmt: skip
 
     def __init__(
@@ -99,13 +99,13 @@ class PolledTask:
     ) -> None:
         self.record: TaskRecord = record
         self.serial: int = serial
-        self.began_at: float = now
+        self.started_at: float = now
         self.resumed: bool = resumed  # the task may have begun long before
         self.calls_back: bool = calls_back  # the service was asked for callbacks
         self.called: bool = False  # a callback delivers the snapshot or caused the read
         self.failing_since: float = inf
         self.incomplete_since: float = inf
-        self.odd_since: float = inf
+        self.unknown_since: float = inf
         self.failures: int = 0  # bad responses in a row
         self.listed: bool | None = None  # whether lists show it, None before a list was read
         self.listed_at: float = -inf  # when a list last showed it unfinished
@@ -146,7 +146,7 @@ class Poller:
         self._callbacks_due_at = -inf  # when callbacks are checked next
         self._list_due_at = inf  # finite only while lists are used, -inf if one must be read now
         self._list_read_at, self._list_price = -inf, 1.0  # of the last list poll
-        self._lists_serve = False  # whether any task relies on lists
+        self._lists_used = False  # whether any task relies on lists
         self._smoothed_listed = 0.0  # tasks that lately shared a list read
 
     async def __aenter__(self) -> Self:
@@ -183,7 +183,7 @@ class Poller:
         self._added += 1
         entry = PolledTask(record, self._added, now, resumed=resumed, calls_back=calls_back)
         self._open[record] = entry
-        share = _worth(len(self._open)) / len(self._open) if self._sharing() else 1.0
+        share = _read_value(len(self._open)) / len(self._open) if self._can_share_reads() else 1.0
         self._push(entry, now + (0.0 if resumed else self._next_read([entry], now, share)))
 
     def poll_now(self, any_id: str) -> bool:
@@ -226,10 +226,10 @@ class Poller:
             self._check_callbacks(now)
         due = self._pop_due(now)
         fresh = any(entry.listed is None for entry in due)
-        if self._sharing() and (fresh or self._list_due(now)):
+        if self._can_share_reads() and (fresh or self._list_due(now)):
             due = await self._poll_lists(due)
-        if self._lists_serve and not self._sharing():
-            self._leave_lists()
+        if self._lists_used and not self._can_share_reads():
+            self._stop_using_lists()
         for entry in due:
             await self._read_slots.acquire()
             self._start(self._read(entry))
@@ -252,19 +252,19 @@ class Poller:
         except TimeoutError:
             pass
 
-    def _sharing(self) -> bool:
+    def _can_share_reads(self) -> bool:
         """Return whether one list page may show several tasks."""
         return len(self._open) > 1 and self._list.trusted(asyncio.get_running_loop().time())
 
     def _pop_due(self, now: float) -> list[PolledTask]:
         """Return the tasks whose single read is due."""
-        taken = []
+        due = []
         while self._heap and self._heap[0][0] <= now:
             due_at, _, entry = heapq.heappop(self._heap)
             if due_at == entry.due_at and entry.record in self._open:  # else ended or rescheduled
                 entry.due_at = None
-                taken.append(entry)
-        return taken
+                due.append(entry)
+        return due
 
     def _push(self, entry: PolledTask, due_at: float) -> None:
         entry.due_at = due_at
@@ -273,14 +273,14 @@ class Poller:
 
     def _next_read(self, entries: list[PolledTask], now: float, price: float = 1.0) -> float:
         """Return the seconds until the next read of *entries*, which were just read or have just begun."""
-        polled = [now - entry.began_at for entry in entries if not self._relies_on_callback(entry)]
-        called = [now - entry.began_at for entry in entries if self._relies_on_callback(entry)]
+        polled = [now - entry.started_at for entry in entries if not self._relies_on_callback(entry)]
+        called = [now - entry.started_at for entry in entries if self._relies_on_callback(entry)]
         wait = self._wait(polled, price) if polled else inf
         if called:
-            missed, some = self._callbacks.missed, called[:: _stride(called)]
+            missed, sample = self._callbacks.missed, called[:: _stride(called)]
             overdue = getattr(self._schedule, "overdue", None)
-            patience = min(overdue(age, missed) for age in some) if overdue else 0.0
-            wait = min(wait, max(self._wait(called, price), patience))
+            min_wait = min(overdue(age, missed) for age in sample) if overdue else 0.0
+            wait = min(wait, max(self._wait(called, price), min_wait))
         return wait
 
     def _wait(self, ages: list[float], price: float = 1.0) -> float:
@@ -316,15 +316,15 @@ class Poller:
         self._callbacks_due_at = now + CALLBACK_CHECK
         self._callbacks.expire(now)
         waiting = [entry for entry in self._open.values() if entry.calls_back]
-        if self._callbacks.rose:
-            self._callbacks.rose = False
+        if self._callbacks.missed_more:
+            self._callbacks.missed_more = False
             self._reschedule(waiting, now)
-        if not self._sharing() or self._callbacks.missed == 1:
+        if not self._can_share_reads() or self._callbacks.missed == 1:
             return
         stride = _stride(waiting)
-        ages = [now - entry.began_at for entry in waiting[::stride]]
-        expected = self._expected_ends(ages, now - self._callbacks.heard_at)
-        if expected is not None and expected * stride >= self._callbacks.silence:
+        ages = [now - entry.started_at for entry in waiting[::stride]]
+        expected = self._expected_ends(ages, now - self._callbacks.evidence_at)
+        if expected is not None and expected * stride >= self._callbacks.max_silent_ends:
             self._list_due_at = -inf
 
     def _reschedule(self, waiting: list[PolledTask], now: float) -> None:
@@ -348,9 +348,9 @@ class Poller:
     async def _poll_lists(self, due: list[PolledTask]) -> list[PolledTask]:
         """Read list pages for all open tasks. Return the *due* tasks that still need a single read."""
         expected = (entry for entry in self._open.values() if entry.listed is not False)
-        asked, urgent = dict.fromkeys((*due, *expected)), set(due)
-        self._lists_serve = True
-        missing = dict(asked)
+        expected_entries, urgent = dict.fromkeys((*due, *expected)), set(due)
+        self._lists_used = True
+        missing = dict(expected_entries)
         pages = await self._read_pages(missing) if missing else 0
         now = asyncio.get_running_loop().time()
         # A task that is neither listed nor due may be too new for a list.
@@ -358,16 +358,16 @@ class Poller:
         for entry in absent:
             entry.listed = False
             if entry.due_at == inf:
-                self._again(entry)
+                self._schedule_next(entry)
         for entry in due:
             if entry not in missing:
-                self._again(entry)
-        self._list.showed(len(asked) - len(missing), len(absent), now)
+                self._schedule_next(entry)
+        self._list.record_coverage(len(expected_entries) - len(missing), len(absent), now)
         listed = [entry for entry in self._open.values() if entry.listed]
         self._smoothed_listed = max(float(len(listed)), SMOOTHING * self._smoothed_listed)
-        self._list_read_at, self._list_price = now, pages * _worth(self._smoothed_listed)
+        self._list_read_at, self._list_price = now, pages * _read_value(self._smoothed_listed)
         self._list_due_at = self._next_list()
-        self._callbacks.heard_at = now
+        self._callbacks.evidence_at = now
         self._check_list([entry for entry in listed if not self._relies_on_callback(entry)], now)
         return [entry for entry in due if entry in missing]
 
@@ -422,7 +422,7 @@ class Poller:
         """Return the last known status of a task, None if it is not ours, or empty if any is wanted."""
         entry = self._find(task_id)
         if entry is None:
-            return "" if self._list.compares(task_id) else None
+            return "" if self._list.is_expected(task_id) else None
         task = entry.record.task
         return task.task_status if task else ""
 
@@ -432,22 +432,22 @@ class Poller:
         if not listed or since < CHECK_AFTER:
             return
         stride = _stride(listed)
-        expected = self._expected_ends([now - entry.began_at for entry in listed[::stride]], since)
+        expected = self._expected_ends([now - entry.started_at for entry in listed[::stride]], since)
         if expected is None or expected * stride >= EXPECTED_ENDS:
             self._list.evidence(now)  # the next check is after the same interval
-            self._read_at_once(min(listed, key=lambda entry: entry.began_at))
+            self._read_at_once(min(listed, key=lambda entry: entry.started_at))
 
-    def _leave_lists(self) -> None:
+    def _stop_using_lists(self) -> None:
         """Return to single reads, spread over time."""
-        self._list_due_at, self._lists_serve = inf, False
+        self._list_due_at, self._lists_used = inf, False
         now = asyncio.get_running_loop().time()
         for number, entry in enumerate(self._open.values()):
             entry.listed = None
             if entry.due_at == inf:
                 # A task that is the only one left, or that has callbacks, keeps its schedule.
-                keeps = len(self._open) == 1 or self._relies_on_callback(entry)
+                keeps_schedule = len(self._open) == 1 or self._relies_on_callback(entry)
                 wait = self._next_read([entry], now)
-                self._push(entry, now + (wait if keeps else min(wait, number * CHECK_SPACING)))
+                self._push(entry, now + (wait if keeps_schedule else min(wait, number * CHECK_SPACING)))
 
     # ------------------------------------------------------------------ single reads
 
@@ -469,7 +469,7 @@ class Poller:
             logger.exception("reading task %s failed unexpectedly", entry.record.any_id)
             failure = ProtocolError(f"the read failed unexpectedly: {error!r}")
         else:
-            if entry.listed and self._lists_serve and task.status.final:
+            if entry.listed and self._lists_used and task.status.final:
                 now = asyncio.get_running_loop().time()
                 self._list.expect(task.task_id, now)  # the list must show it soon, or is out of date
                 self._list_due_at = min(self._list_due_at, now + STALE_AFTER)
@@ -480,11 +480,11 @@ class Poller:
             self._read_slots.release()
         if failure is not None:
             self._failed(entry, failure)
-        self._again(entry, failure)
+        self._schedule_next(entry, failure)
         if failure is not None:
             self._report(entry, failure)
 
-    def _again(self, entry: PolledTask, failure: KlingError | None = None) -> None:
+    def _schedule_next(self, entry: PolledTask, failure: KlingError | None = None) -> None:
         """Schedule the next single read, unless lists serve the task."""
         if entry.record not in self._open:
             return
@@ -508,7 +508,7 @@ class Poller:
             entry.failing_since = now
         entry.failures += 1
         failing = now - entry.failing_since
-        if self._lasts(entry, error, failing):
+        if self._ends_wait(entry, error, failing):
             entry.record.fail(error)
 
     def _report(self, entry: PolledTask, error: KlingError) -> None:
@@ -522,7 +522,7 @@ class Poller:
         event = Event(EventKind.RETRY, record.external_task_id, record.task, error, number=record.number)
         self._emit(event._replace(route=EventKind.READ, attempt=entry.failures, wait=wait))
 
-    def _lasts(self, entry: PolledTask, error: KlingError, failing: float) -> bool:
+    def _ends_wait(self, entry: PolledTask, error: KlingError, failing: float) -> bool:
         """Return whether *error* ends the wait after *failing* seconds of bad responses."""
         known = entry.record.task is not None or entry.record.job is not None
         if not error.retryable and not known:
@@ -530,10 +530,10 @@ class Poller:
             return not isinstance(error, TaskNotFound) or failing >= limit
         # Neither a failed first connection nor a pause beyond `max_retry_after` ends the wait for a known
         # task.
-        passing = error.retryable or isinstance(error, RateLimited | TransportError)
+        temporary = error.retryable or isinstance(error, RateLimited | TransportError)
         limit = (
             self._settings.poll_timeout
-            if passing
+            if temporary
             else min(self._settings.refusal_timeout, self._settings.poll_timeout)
         )
         return failing >= limit and entry.failures >= MIN_FAILURES
@@ -558,15 +558,15 @@ class Poller:
         entry.failing_since, entry.failures = inf, 0
         now = asyncio.get_running_loop().time()
         if entry.resumed:
-            entry.began_at = min(entry.began_at, now - (_told_duration(task) or 0.0))
+            entry.started_at = min(entry.started_at, now - (_reported_duration(task) or 0.0))
         newer = entry.record.deliver(self._completed(entry, task, now))
         if task.status is not Status.UNKNOWN:
-            entry.odd_since = inf
-        elif now - min(entry.odd_since, now) >= self._settings.poll_timeout:
+            entry.unknown_since = inf
+        elif now - min(entry.unknown_since, now) >= self._settings.poll_timeout:
             word = task.task_status
             entry.record.fail(ProtocolError(f"the service keeps returning the unknown status {word!r}"))
         else:
-            entry.odd_since = min(entry.odd_since, now)
+            entry.unknown_since = min(entry.unknown_since, now)
         return newer
 
     def _completed(self, entry: PolledTask, task: Task, now: float) -> Task:
@@ -594,17 +594,17 @@ class Poller:
         task = record.task
         if task is None or not task.status.final:
             return
-        took = latency = None
+        duration = latency = None
         if entry is not None:
             now = asyncio.get_running_loop().time()
-            took, latency = _timing(entry, task, now)
+            duration, latency = _timing(entry, task, now)
             if entry.calls_back and latency is not None:
                 self._callbacks.ended(task.task_id, latency, now, called=entry.called)
-        if took is not None:
-            self._learn(took)
+        if duration is not None:
+            self._learn(duration)
         if self._emit is not None:
             ids = record.external_task_id, task
-            event = Event(EventKind.ENDED, *ids, seconds=took, latency=latency, number=record.number)
+            event = Event(EventKind.ENDED, *ids, seconds=duration, latency=latency, number=record.number)
             self._emit(event._replace(found=record.job is None or record.job.found))
 
     def _learn(self, duration: float) -> None:
@@ -614,7 +614,7 @@ class Poller:
             logger.exception("the poll schedule failed to learn a duration")
 
 
-def _worth(tasks: float) -> float:
+def _read_value(tasks: float) -> float:
     """Return the value of one read of that many tasks, as a multiple of the value of reading one task.
 
     With a value of 1, sharing a read saves only latency, and with a value of *tasks* only requests. The
@@ -635,7 +635,7 @@ def _belongs(record: TaskRecord, task: Task) -> bool:
     return task.external_task_id is None or record.any_id in {task.task_id, task.external_task_id}
 
 
-def _told_duration(task: Task) -> float | None:
+def _reported_duration(task: Task) -> float | None:
     """Return the seconds from the task's creation to its last change by the service's clock, or None."""
     if task.created_at is None or task.updated_at is None:
         return None
@@ -646,8 +646,8 @@ def _ended_at(entry: PolledTask, task: Task | None) -> float | None:
     """Return the loop time of the task's end, infinity if that is not known, or None before the end."""
     if task is None or not task.status.final:
         return None
-    told = _told_duration(task)
-    return inf if told is None or entry.resumed else entry.began_at + told
+    reported = _reported_duration(task)
+    return inf if reported is None or entry.resumed else entry.started_at + reported
 
 
 def _timing(entry: PolledTask, task: Task, now: float) -> tuple[float | None, float | None]:
@@ -656,8 +656,8 @@ def _timing(entry: PolledTask, task: Task, now: float) -> tuple[float | None, fl
     The service's clock is used if it is plausible. An attached task began at an unknown time, so it has no
     latency, and no duration measured by our clock.
     """
-    told, seen = _told_duration(task), now - entry.began_at
+    reported, elapsed = _reported_duration(task), now - entry.started_at
     if entry.resumed:
-        return told or None, None
-    took = told if told is not None and 0 < told <= seen + 1 else seen
-    return took, max(0.0, seen - took)
+        return reported or None, None
+    duration = reported if reported is not None and 0 < reported <= elapsed + 1 else elapsed
+    return duration, max(0.0, elapsed - duration)

@@ -59,7 +59,7 @@ from .poller import Poller
 from .scheduler import Flow, Slots
 from .submission import Attempt, AttemptState, Create, Submitter, duplicate, other_task
 
-GRACE = 10.0  # seconds that a create in progress has to end when the client closes
+CLOSE_TIMEOUT = 10.0  # seconds that a create in progress has to end when the client closes
 _RECOVERY = JobIdentity("", "")  # the turn of `_recover`, as no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 _OPEN = frozenset({JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED})
@@ -68,7 +68,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 @define(eq=False)
-class SetAside:
+class PassReservation:
     """Units of a budget that are set aside for later passes of one picture.
 
     `held` is the number set aside now, and `wanted` the number to set aside at the next reservation.
@@ -91,37 +91,39 @@ class Budget:
         self.spent_before: int = 0
         self._held = 0  # units set aside for later passes
 
-    def reserve(self, request: ExpandRequest, *, counted: bool, aside: SetAside | None = None) -> int:
+    def reserve(
+        self, request: ExpandRequest, *, counted: bool, reservation: PassReservation | None = None
+    ) -> int:
         """Reserve the units of *request*, and return their number.
 
         If they are already *counted* in `spent_before`, they are moved from there. Otherwise the units of
-        later passes are set *aside* at the same time.
+        later passes are set aside in *reservation* at the same time.
 
         Raises:
             BudgetExceeded: if too few units are left.
         """
-        aside = aside or SetAside()
-        self.release(aside)
+        reservation = reservation or PassReservation()
+        self.release(reservation)
         if counted:
             self.spent_before -= request.units
         else:
-            needed = request.units + aside.wanted
+            needed = request.units + reservation.wanted
             left = (
                 None if self.limit is None else self.limit - self.units_due - self.spent_before - self._held
             )
             if left is not None and needed > left:
-                later = f" and {aside.wanted} for later passes" if aside.wanted else ""
+                later = f" and {reservation.wanted} for later passes" if reservation.wanted else ""
                 limit = f"must cover the next job ({request.units} units{later})"
                 raise BudgetExceeded("budget", f"{max(left, 0)} of {self.limit} units left", limit)
-            aside.held = aside.wanted
-            self._held += aside.held
+            reservation.held = reservation.wanted
+            self._held += reservation.held
         self.units_due += request.units
         return request.units
 
-    def release(self, aside: SetAside) -> None:
+    def release(self, reservation: PassReservation) -> None:
         """Release the units that are set aside."""
-        self._held -= aside.held
-        aside.held = 0
+        self._held -= reservation.held
+        reservation.held = 0
 
     async def count_earlier_runs(self, store: JobStore) -> None:
         """Count the units that the jobs of a durable *store* have spent in earlier runs."""
@@ -146,7 +148,7 @@ class Job:
     fresh: bool = False
     known: JobRecord | None = None
     note: Mapping[str, Any] | None = None  # the caller's values, for the store
-    aside: SetAside | None = None  # units for later passes
+    reservation: PassReservation | None = None  # units for later passes
     saves: tuple[tuple[Path, ...], ...] = ()  # the files of each earlier save of its task
     files: tuple[Path, ...] = ()  # the files of its own photo, not those of an identical one
     recorded_id: str | None = None  # its id in the store
@@ -190,7 +192,7 @@ class Job:
             return False
         self.withdrawn = for_good
         self.resumable = self.resumable and not for_good
-        self.record.fail(_taken_back(self))
+        self.record.fail(_cancellation_error(self))
         return True
 
 
@@ -216,7 +218,7 @@ class JobRunner:
         self._registry = poller.registry
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
         self._jobs: dict[TaskRecord, Job] = {}  # jobs that have no task yet
-        self._turns: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
+        self._identity_locks: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
         self._writes: set[asyncio.Task[None]] = set()
         self._followed: set[TaskRecord] = set()  # tasks that other clients or earlier runs created
         self._registry.on_merge.append(self._unfollow)
@@ -249,20 +251,20 @@ class JobRunner:
         fresh: bool = False,
         known: JobRecord | None = None,
         note: Mapping[str, Any] | None = None,
-        aside: SetAside | None = None,
+        reservation: PassReservation | None = None,
     ) -> None:
         """Start a job whose *record* receives its snapshots or its error.
 
-        A durable store keeps the *note* with the job. *aside* holds units for later passes.
+        A durable store keeps the *note* with the job. *reservation* holds units for later passes.
         """
         given = request is not None and request.external_task_id is not None
         sent = known is not None and known.may_exist and known.task is None
         unanswered_at = asyncio.get_running_loop().time() if sent else None  # made exact later
         attempt = Attempt(record.any_id, given=given, unanswered_at=unanswered_at)
-        job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, aside)
+        job = Job(request, record, attempt, deadline_at, flow, priority, fresh, known, note, reservation)
         record.job = job
         if known is not None:
-            self._recorded(job, known)
+            self._mark_recorded(job, known)
         other = self._other_job(record.any_id, request) if given else None
         if other is not None:
             record.rename(codec.random_id())  # so that the two jobs are not taken for one
@@ -270,12 +272,12 @@ class JobRunner:
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
         job.task = asyncio.create_task(self._run(job, other))
-        job.task.add_done_callback(lambda _: self._ran(job))
+        job.task.add_done_callback(lambda _: self._task_done(job))
 
     def follows(self, known: JobRecord) -> bool:
         """Return whether a job of the store is open in this client."""
         identity = JobIdentity(known.key, known.params_hash)
-        return identity in self._turns or self._registry.get(known.external_task_id) is not None
+        return identity in self._identity_locks or self._registry.get(known.external_task_id) is not None
 
     async def idle(self) -> None:
         """Wait until every started job has a task or has failed."""
@@ -290,7 +292,7 @@ class JobRunner:
         if not tasks:
             return
         try:
-            await asyncio.wait(tasks, timeout=GRACE)
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
         finally:
             for task in tasks:
                 task.cancel()
@@ -307,8 +309,8 @@ class JobRunner:
     def _other_job(self, external_task_id: str, request: ExpandRequest | None) -> TaskRecord | None:
         """Return the record of an open job of this client with the same id and a different request."""
         other = self._registry.get(external_task_id)
-        clash = other is not None and isinstance(other.job, Job) and other.job.request != request
-        return other if clash else None
+        conflicts = other is not None and isinstance(other.job, Job) and other.job.request != request
+        return other if conflicts else None
 
     async def _run(self, job: Job, other: TaskRecord | None) -> None:
         """Run *job*, or refuse it if its given id belongs to the job of the *other* record."""
@@ -324,27 +326,27 @@ class JobRunner:
             else:
                 await self._resume(job)
         except (DeadlineExceeded, TimeoutError) as error:
-            self._fail(job, _late(job, error))
+            self._fail(job, _deadline_error(job, error))
         except KlingError as error:
             if job.known is not None:
                 logger.warning("job %s cannot be resumed: %s", job.record.external_task_id, error)
             self._fail(job, error)
         except asyncio.CancelledError:
-            self._fail(job, _taken_back(job))
+            self._fail(job, _cancellation_error(job))
             # Begun in this iteration of the loop, before another submission can record that it sends the job.
             if job.withdrawn and job.recorded_id == job.attempt.external_task_id:
                 await self._write(self._store.mark_refused(job.recorded_id, "NotSubmitted: it was cancelled"))
         except Exception as error:
             logger.exception("a job failed with an unexpected error")
-            self._fail(job, _broken(job, error))
+            self._fail(job, _unexpected_error(job, error))
         finally:
             self._jobs.pop(job.record, None)
 
-    def _ran(self, job: Job) -> None:
+    def _task_done(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
         job.task = None  # keeping it while the job is open would double the job's memory
         if self._jobs.pop(job.record, None):
-            self._fail(job, _taken_back(job))
+            self._fail(job, _cancellation_error(job))
 
     def _fail(self, job: Job, error: KlingError) -> None:
         """End a job that has no task. The poller follows a job that has one."""
@@ -376,21 +378,21 @@ class JobRunner:
             if job.attempt.state is AttemptState.ABSENT:
                 await self._write(self._store.mark_unsent(job.attempt.external_task_id))
             raise error
-        await self._take_up(job, task)
+        await self._follow_and_record(job, task)
 
     async def _submit(self, job: Job, request: ExpandRequest) -> None:
         async with asyncio.timeout_at(job.deadline_at):
             try:
                 photo = await load_photo(request.image)
             except ImageError as error:
-                await self._name_task(request, error)
+                await self._add_ids(request, error)
                 raise
         expansion = resolve_geometry(request, self._submitter.dialect, photo.dimensions)
         prepared = PreparedRequest(request, photo, expansion, job.note)
         identity = identify(self._store, prepared)
         if identity is None:
             known = JobRecord(job.record.any_id)
-            self._recorded(job, known)
+            self._mark_recorded(job, known)
             await self._attempt(job, known, prepared)
             return
         if job.known and job.known.params_hash != identity.digest:
@@ -399,24 +401,24 @@ class JobRunner:
         if not self._store.recovered:
             await self._recover(job.deadline_at)
         # If the same job is submitted twice at once, the second submission finds the task of the first.
-        turn = self._turns.setdefault(identity, asyncio.Lock())
+        lock = self._identity_locks.setdefault(identity, asyncio.Lock())
         async with asyncio.timeout_at(job.deadline_at):
-            if turn.locked():
-                await self._recorded_already(job, identity, request)
-            await turn.acquire()
+            if lock.locked():
+                await self._mark_if_recorded(job, identity, request)
+            await lock.acquire()
         try:
             await self._attempts(job, identity, prepared)
         finally:
-            turn.release()
+            lock.release()
 
     async def _recover(self, deadline_at: float | None) -> None:
         """List the account's tasks for a new journal, as a deleted journal may have recorded them."""
-        turn = self._turns.setdefault(_RECOVERY, asyncio.Lock())
-        async with asyncio.timeout_at(deadline_at), turn:
+        lock = self._identity_locks.setdefault(_RECOVERY, asyncio.Lock())
+        async with asyncio.timeout_at(deadline_at), lock:
             if not self._store.recovered:
                 await self._store.recover(await self._submitter.list_tasks())
 
-    async def _name_task(self, request: ExpandRequest, error: ImageError) -> None:
+    async def _add_ids(self, request: ExpandRequest, error: ImageError) -> None:
         """Add to *error* the ids of the task, if any, that an earlier run created for the request's key."""
         if request.key and self._store.durable:
             known = await self._store.find(request.key)
@@ -434,26 +436,32 @@ class JobRunner:
                 continue
             job.record.rename(known.external_task_id)
             CALLER.set(Caller(job.record.number, known.external_task_id))
-            self._recorded(job, known)
+            self._mark_recorded(job, known)
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)  # the same job is already open in this client
                 return
             if await self._attempt(job, known, prepared):
                 return
 
-    async def _recorded_already(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
+    async def _mark_if_recorded(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
         """Give *job* the id of another submission of the same job that is in progress."""
         known = await self._store.find(*identity)
         if known and known.state in _OPEN and request.external_task_id in {None, known.external_task_id}:
-            self._recorded(job, known)
+            self._mark_recorded(job, known)
 
-    def _recorded(self, job: Job, known: JobRecord) -> None:
+    def _mark_recorded(self, job: Job, known: JobRecord) -> None:
         """Note that the store has the job as *known*, and wake the callers that wait for this."""
         job.recorded_id = known.external_task_id
         job.resumable = self._store.durable and known.source is not None
         job.record.wake()
-        lost = self._store.durable and known.source is None and known.task is None
-        if lost and not self._store.queued and job.known is None and job.aside is None and not self._warned:
+        unrecoverable = self._store.durable and known.source is None and known.task is None
+        if (
+            unrecoverable
+            and not self._store.queued
+            and job.known is None
+            and job.reservation is None
+            and not self._warned
+        ):
             self._warned = True
             logger.warning(
                 "the photo of job %s was not given as a path or URL, and a journal keeps no photos: if the"
@@ -468,8 +476,8 @@ class JobRunner:
         except JournalError as error:
             given = prepared.request.external_task_id
             other = await self._store.get(given) if given else None
-            mine = other and JobIdentity(other.key, other.params_hash) == identity
-            if other is None or (mine and other.attempt > after and other.state is not JobState.FAILED):
+            same_job = other and JobIdentity(other.key, other.params_hash) == identity
+            if other is None or (same_job and other.attempt > after and other.state is not JobState.FAILED):
                 raise  # the store has failed
             raise duplicate(other.external_task_id, other.task_id) from error
 
@@ -487,7 +495,7 @@ class JobRunner:
             self._release(job)  # an earlier run's task, which has ended
             await self._write(self._store.observe(known.external_task_id, task))
             return False
-        await self._take_up(job, task)
+        await self._follow_and_record(job, task)
         return True
 
     async def _attempt_of(self, known: JobRecord, *, given: bool) -> Attempt:
@@ -509,7 +517,7 @@ class JobRunner:
             limit = f"must be at most {self._slots.limit}, the client's slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
         counted = reserved and attempt.state is AttemptState.INHERITED
-        job.units = self._budget.reserve(request, counted=counted, aside=job.aside)
+        job.units = self._budget.reserve(request, counted=counted, reservation=job.reservation)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         create = Create(
             attempt,
@@ -567,11 +575,11 @@ class JobRunner:
         """Continue with the task that the store has recorded."""
         job.attempt.move(AttemptState.FOUND)
         job.saves = known.complete_saves()
-        if job.known is not None or _is_of(known, job.request):
+        if job.known is not None or _has_same_source(known, job.request):
             job.files = next(iter(job.saves), ())
         self._follow(job, task)
 
-    async def _take_up(self, job: Job, task: Task) -> None:
+    async def _follow_and_record(self, job: Job, task: Task) -> None:
         """Continue with a created or found task: deliver it first, then record it."""
         external_task_id = job.attempt.external_task_id
         self._follow(job, task)
@@ -665,7 +673,7 @@ async def _refuse(job: Job, other: TaskRecord) -> None:
     raise duplicate(job.attempt.external_task_id, task_id)
 
 
-def _is_of(known: JobRecord, request: ExpandRequest | None) -> bool:
+def _has_same_source(known: JobRecord, request: ExpandRequest | None) -> bool:
     """Return whether a job of the store was submitted with the photo of *request*, not an identical one."""
     image = request and request.image
     if known.source is None or not isinstance(image, str | os.PathLike) or "://" in str(image):
@@ -693,16 +701,16 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
     )
 
 
-def _late(job: Job, error: Exception) -> KlingError:
+def _deadline_error(job: Job, error: Exception) -> KlingError:
     """Return the error of a job whose deadline has passed."""
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the deadline passed before it was known whether the create succeeded")
-    late = DeadlineExceeded("the deadline passed before the job was sent; no task exists")
-    late.__cause__ = error
-    return late
+    failure = DeadlineExceeded("the deadline passed before the job was sent; no task exists")
+    failure.__cause__ = error
+    return failure
 
 
-def _taken_back(job: Job) -> KlingError:
+def _cancellation_error(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the job was cancelled when its create might already have been accepted")
@@ -710,12 +718,12 @@ def _taken_back(job: Job) -> KlingError:
     return NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
 
 
-def _broken(job: Job, error: Exception) -> KlingError:
+def _unexpected_error(job: Job, error: Exception) -> KlingError:
     """Return the error of a job that ended because of a bug, in this package or in a user's own class."""
     reason = f"submitting failed with an unexpected error: {error!r}"
-    broken = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
-    broken.__cause__ = error
-    return broken
+    failure = job.attempt.unknown(reason) if job.attempt.state.may_cost else KlingError(reason)
+    failure.__cause__ = error
+    return failure
 
 
 def is_resumable(job: JobRecord) -> bool:
@@ -724,8 +732,8 @@ def is_resumable(job: JobRecord) -> bool:
     Problems with the account, its permissions, its keys or its allowed addresses may have been solved. An
     invalid request stays invalid.
     """
-    passing = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
-    names = {kind.__name__ for kind in (*passing, NotFound, RateLimited)}
+    temporary = (AccountError, AuthenticationError, TokenExpired, PermissionDenied, IPNotAllowed)
+    names = {kind.__name__ for kind in (*temporary, NotFound, RateLimited)}
     may_have_passed = (job.error or "").partition(":")[0] in names
     return job.state in UNFINISHED or (job.state is JobState.REJECTED and may_have_passed)
 

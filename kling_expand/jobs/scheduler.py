@@ -49,7 +49,7 @@ class WeightedSemaphore:
         self._queues: dict[tuple[int, Flow], _Waiters] = {}
         self._retries = Flow(-inf)  # a flow served before all others
         self._order = count()
-        self._turn = 0.0  # the tag that was served last
+        self._virtual_time = 0.0  # the tag that was served last
 
     async def acquire(
         self, n: int, flow: Flow | None = None, *, priority: int = 0, first: bool = False
@@ -58,15 +58,15 @@ class WeightedSemaphore:
 
         With *first*, this waiter is served before all others of the same priority.
         """
-        place: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiters = self._waiters(self._retries if first else flow or Flow(), -priority)
-        waiters[place] = n
+        waiters[waiter] = n
         self._serve()
         try:
-            return await place
+            return await waiter
         except asyncio.CancelledError:
-            if place.cancelled():
-                waiters.pop(place, None)
+            if waiter.cancelled():
+                waiters.pop(waiter, None)
                 self._serve()  # others may have waited behind it
             else:
                 self.release(n)
@@ -85,7 +85,7 @@ class WeightedSemaphore:
         """Return the queue of a flow at one priority, where *rank* is minus the priority."""
         waiters = self._queues.get((rank, flow))
         if not waiters and flow is not self._retries:
-            flow.tag = max(flow.tag, self._turn)  # idle time earns no credit
+            flow.tag = max(flow.tag, self._virtual_time)  # idle time earns no credit
         if waiters is None:
             waiters = self._queues[rank, flow] = OrderedDict()
             heapq.heappush(self._heap, (rank, flow.tag, next(self._order), flow))
@@ -95,11 +95,11 @@ class WeightedSemaphore:
         """Serve waiters as long as the first of them is admitted."""
         while (head := self._head()) and self._admits(head[1]):
             flow, n, waiters = head
-            place, _ = waiters.popitem(last=False)
-            self._turn = max(self._turn, flow.tag)
+            waiter, _ = waiters.popitem(last=False)
+            self._virtual_time = max(self._virtual_time, flow.tag)
             flow.tag += n
             self.held += n
-            place.set_result(self.epoch)
+            waiter.set_result(self.epoch)
 
     def _head(self) -> tuple[Flow, int, _Waiters] | None:
         """Return the next flow, the number that its first waiter wants, and its queue."""
@@ -210,8 +210,8 @@ class Slots(WeightedSemaphore):
     def _shrink(self) -> None:
         """Lower the capacity to the number in progress, or further if nothing was accepted since it fell."""
         probing = self._unanswered > 0
-        below = 0 if probing or self._accepted else self.running // 4
-        self.capacity = min(self.running - below, self.limit)
+        reduction = 0 if probing or self._accepted else self.running // 4
+        self.capacity = min(self.running - reduction, self.limit)
         self._accepted = False
 
     def _lengthen_pause(self, n: int) -> None:

@@ -195,8 +195,8 @@ class Submitter:
         task = task or await self._send_until_settled(create)
         # The response to a create has no result (documented). If it says that the task has ended, the poller
         # reads the task for its pictures.
-        unended = task.status is Status.SUCCEED and not task.images
-        status = Status.PROCESSING if unended else task.task_status
+        incomplete = task.status is Status.SUCCEED and not task.images
+        status = Status.PROCESSING if incomplete else task.task_status
         # The response may lack the id. Sharing the attempt's string also saves memory while the task is open.
         return evolve(task, task_status=status, external_task_id=attempt.external_task_id)
 
@@ -209,16 +209,16 @@ class Submitter:
             SubmissionUnknown: if a lookup fails or the deadline passes first.
         """
         loop = asyncio.get_running_loop()
-        ours = attempt.state is AttemptState.UNCERTAIN
+        created_here = attempt.state is AttemptState.UNCERTAIN
         settled_at = (attempt.unanswered_at or 0.0) + self._longest_create(size)
         waits = retry_waits(self._rng)
         while True:
-            asked_at = loop.time()  # the response to a slow lookup may be older than the task
+            looked_up_at = loop.time()  # the response to a slow lookup may be older than the task
             found = await self._find(attempt, deadline_at)
             if found is not None:
-                attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
+                attempt.move(AttemptState.CREATED if created_here else AttemptState.FOUND)
                 return found
-            if asked_at >= settled_at:
+            if looked_up_at >= settled_at:
                 attempt.move(AttemptState.ABSENT)
                 return None
             pause = min(next(waits), max(0.0, settled_at - loop.time()))
@@ -346,8 +346,8 @@ class Submitter:
         Lookups may lag behind the service's own check, so they are repeated for `retry_timeout`.
         """
         attempt = create.attempt
-        ours = attempt.unanswered_at is not None
-        if attempt.given and not ours:
+        created_here = attempt.unanswered_at is not None
+        if attempt.given and not created_here:
             attempt.move(AttemptState.REFUSED)
             other = await self._find(attempt, create.deadline_at, sent=False)
             raise duplicate(attempt.external_task_id, other.task_id if other else None) from error
@@ -356,7 +356,7 @@ class Submitter:
         while True:
             found = await self._find(attempt, create.deadline_at)
             if found is not None:
-                attempt.move(AttemptState.CREATED if ours else AttemptState.FOUND)
+                attempt.move(AttemptState.CREATED if created_here else AttemptState.FOUND)
                 return found
             pause = retry.wait(None)
             if pause is None:

@@ -60,6 +60,7 @@ FLUSH_BYTES = 1 << 20  # buffered before a thread writes them
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # statuses below 500 that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
+STALE_PAUSES = (1.0, 2.0, 4.0)  # seconds before the task is read again after an out-of-date response
 AGAIN = "submit the job again with fresh=True; it is billed again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
@@ -444,15 +445,27 @@ class ResultUrls:
 
         Raises:
             ResultExpired: if the task is unknown, or does not list the file.
+            DownloadError: if the service keeps returning the task as it was before its end.
             KlingError: if the read of the task fails.
         """
         async with self._lock:
             if self._fresh is None:
                 try:
-                    self._fresh = await self._refresh(self.task.task_id)
+                    self._fresh = await self._read()
                 except (TaskNotFound, NotFound) as error:
                     raise ResultExpired(f"the service no longer has the task; {AGAIN}") from error
         return file.url(self._fresh)
+
+    async def _read(self) -> Task:
+        """Read the task. An out-of-date response, as from a replica, may be followed by the current one."""
+        for pause in (*STALE_PAUSES, 0.0):
+            task = await self._refresh(self.task.task_id)
+            if task.status.final and len(task.images) >= len(self.task.images):
+                break
+            await asyncio.sleep(pause)
+        if not task.status.final:
+            raise DownloadError("the service returns the task as it was before its end; save it again later")
+        return task
 
     async def renewed(self, file: ResultFile) -> str:
         """Return a fresh URL from the service, or the original one if there is none."""

@@ -513,6 +513,33 @@ async def test_expired_urls_cost_one_read_of_the_task(tmp_path: Path, status: in
     assert len(files(tmp_path)) == 9
 
 
+@pytest.mark.parametrize("status", ["processing", "succeed"])
+@virtual_time
+async def test_an_out_of_date_response_is_read_again(tmp_path: Path, status: str) -> None:
+    """The read for a fresh URL may show the task as it was seconds earlier, and is then repeated."""
+
+    async def refresh(_task_id: str) -> Task:
+        lags = asyncio.get_running_loop().time() < 5
+        return Task(TASK_ID, status) if lags else task(server.on("/fresh", answers(PNG)))
+
+    async with started(refresh=refresh) as (server, downloads):
+        await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
+    assert len(files(tmp_path)) == 1
+
+
+@virtual_time
+async def test_only_a_task_that_has_ended_expires(tmp_path: Path) -> None:
+    """If every response is out of date, the error does not advise to pay for the job again."""
+
+    async def refresh(_task_id: str) -> Task:
+        return Task(TASK_ID, "processing")
+
+    async with started(refresh=refresh) as (server, downloads):
+        with pytest.raises(DownloadError, match="as it was before its end; save it again later") as caught:
+            await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
+    assert not isinstance(caught.value, ResultExpired)
+
+
 @pytest.mark.parametrize("moved", [True, False])
 @virtual_time
 async def test_an_unreachable_host_costs_one_read_of_the_task(tmp_path: Path, *, moved: bool) -> None:

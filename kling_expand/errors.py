@@ -23,7 +23,7 @@
     │   ├── RateLimited           1302
     │   ├── ParallelLimit         1303
     │   ├── IPNotAllowed          1304
-    │   ├── ServerError           5000 5001 5002, or any HTTP 5xx
+    │   ├── ServerError           5000 5001 5002, or any HTTP 5xx, or 408, 425 or 499 without a code
     │   └── ProtocolError         a response that is not the documented envelope
     ├── ContentRejected           moderation rejected the content: PolicyRefusal or TaskModerated
     ├── TaskFailed                the service reports that the task failed
@@ -393,6 +393,8 @@ _STATUSES: dict[int, type[APIError]] = {
     403: PermissionDenied,
     404: NotFound,
     429: RateLimited,
+    # Timed out, too early and closed early: the service may nevertheless have accepted the request.
+    **dict.fromkeys((408, 425, 499), ServerError),
 }
 
 

@@ -40,7 +40,7 @@ from kling_expand.errors import (
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
 DOC = errors.__doc__ or ""
-STATUSES = [200, 201, 302, 400, 401, 403, 404, 418, 429, 500, 502, 503, 504, 599]
+STATUSES = [200, 201, 302, 400, 401, 403, 404, 408, 418, 425, 429, 499, 500, 502, 503, 504, 599]
 
 # An independent copy of the documented table: HTTP status, and whether the same call may be repeated.
 TABLE = {
@@ -142,12 +142,13 @@ def test_an_undocumented_code_is_judged_by_its_status(code: int, status: int) ->
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_response_without_a_code_is_judged_by_its_status(status: int) -> None:
-    """A page with a 4xx status is a refusal. A status below 400 may be an incomplete response."""
+    """A page with a 4xx status is a refusal, except after a timeout. Below 400 it may be incomplete."""
     known = {401: AuthenticationError, 403: PermissionDenied, 404: NotFound, 429: RateLimited}
+    known |= dict.fromkeys((408, 425, 499), ServerError)
     usual = ServerError if status >= 500 else APIError if status >= 400 else ProtocolError
     expected = known.get(status, usual)
     assert refusal(None, "", status) is expected
-    assert expected.retryable is (status == 429 or status >= 500 or status < 400)
+    assert expected.retryable is (status in {408, 425, 429, 499} or status >= 500 or status < 400)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class StatsCollector:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # such as the result of a cancelled task
                 _logger.exception("a listener failed on the event %s", event.kind)
 
     def stats(self, *, waiting: int, running: int, units_due: int) -> Stats:

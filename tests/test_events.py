@@ -125,7 +125,7 @@ def test_only_the_newest_durations_are_kept() -> None:
 
 
 def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureFixture) -> None:
-    """Exceptions of a listener are logged and do not stop the counting, but a `BaseException` is raised."""
+    """Exceptions of a listener are logged and do not stop the counting, but Ctrl-C is raised."""
     received: list[EventKind] = []
     received_too: list[Event] = []
 
@@ -133,6 +133,8 @@ def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureF
         received.append(event.kind)
         if event.kind is EventKind.READ:
             raise ValueError("the listener's own")
+        if event.kind is EventKind.CREATE:
+            raise asyncio.CancelledError("the result of a cancelled task")
         if event.kind is EventKind.LIST:
             raise KeyboardInterrupt
 
@@ -145,6 +147,7 @@ def test_a_listener_gets_events_in_order_and_may_fail(caplog: pytest.LogCaptureF
     assert [event.kind for event in received_too] == received[:3]
     assert (numbers(collector).reads, numbers(collector).creates) == (1, 1)
     assert "a listener failed on the event read" in caplog.text
+    assert "a listener failed on the event create" in caplog.text
 
 
 # ------------------------------------------------------------------ the log

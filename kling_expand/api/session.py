@@ -476,8 +476,12 @@ class Session:
                 return Response(response.status, response.headers, body, self._clock())
         except FOREIGN as error:
             self._translate(error, request.body)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            self._translate(error, request.body)
 
-    def _translate(self, error: Exception, body: Body | None) -> NoReturn:
+    def _translate(self, error: BaseException, body: Body | None) -> NoReturn:
         """Convert a foreign error to an error of this package, and raise it."""
         if body is not None and body.error is not None:
             raise body.error from None
@@ -493,7 +497,7 @@ class Session:
             f"no response in time: {what}" if late else f"no response: {what}", sent=sent
         ) from without_secrets(error)
 
-    def _unreached(self, error: Exception) -> str:
+    def _unreached(self, error: BaseException) -> str:
         """Return a message with the cause of a failed connection."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return f"the certificate of {error.host} is not trusted: {error.certificate_error}"
@@ -504,7 +508,7 @@ class Session:
             return f"{where}, which responded {error.status} {error.message}"
         return f"{where}: {error}"
 
-    def _worth_another(self, error: Exception) -> bool:
+    def _worth_another(self, error: BaseException) -> bool:
         """Return whether to retry a failed connection, by the rules in this module's docstring."""
         if self._answered or self._first_tried_at is None:
             return True
@@ -551,7 +555,7 @@ def _check_network(
             raise ConfigurationError(f"{name} must not be given with http: configure that session instead")
 
 
-def without_secrets(error: Exception) -> Exception:
+def without_secrets(error: BaseException) -> BaseException:
     """Return *error* without secrets: the request's headers, and a URL's user, password and query."""
     if isinstance(error, aiohttp.ClientResponseError):
         where, nothing = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
@@ -615,6 +619,16 @@ async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
             raise ProtocolError(f"the response must have at most {limit} bytes", status=response.status)
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def is_cancelled() -> bool:
+    """Return whether the current asyncio task is being cancelled.
+
+    Otherwise a `CancelledError` comes from the caller's code, which awaited another task that was cancelled.
+    It is then a failure like any other.
+    """
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _within(own: float, deadline_at: float | None) -> float:

@@ -33,6 +33,7 @@ from typing import Any, Protocol, Self
 
 from attrs import evolve
 
+from kling_expand.api.session import is_cancelled
 from kling_expand.config import Settings
 from kling_expand.errors import (
     APIError,
@@ -216,7 +217,9 @@ class Poller:
             try:
                 await self._poll_due()
                 await self._sleep()
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if is_cancelled():
+                    raise
                 logger.exception("the poll loop failed and continues in %s s", RESTART_PAUSE)
                 await asyncio.sleep(RESTART_PAUSE)
 
@@ -289,7 +292,7 @@ class Poller:
             wait = self._schedule.wait(ages, price)
             if not 0 <= wait < inf:
                 raise ValueError(f"a wait must be 0 or more seconds, got {wait!r}")  # noqa: TRY301
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("the poll schedule failed; the next read is in %s s", CHECK_AFTER)
             return CHECK_AFTER
         return wait
@@ -388,7 +391,9 @@ class Poller:
             except KlingError as error:
                 self._list.distrust(asyncio.get_running_loop().time(), str(error))
                 break
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if is_cancelled():
+                    raise
                 logger.exception("reading a list page failed unexpectedly")
                 self._list.distrust(asyncio.get_running_loop().time(), repr(error))
                 break
@@ -465,7 +470,9 @@ class Poller:
             task = await self._reads.one(entry.record.any_id)
         except KlingError as error:
             failure = error
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancelled():
+                raise
             logger.exception("reading task %s failed unexpectedly", entry.record.any_id)
             failure = ProtocolError(f"the read failed unexpectedly: {error!r}")
         else:
@@ -610,7 +617,7 @@ class Poller:
     def _learn(self, duration: float) -> None:
         try:
             self._schedule.learn(duration)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             logger.exception("the poll schedule failed to learn a duration")
 
 

@@ -898,6 +898,25 @@ async def test_requests_can_be_traced() -> None:
 
 
 @virtual_time
+async def test_a_trace_hook_that_awaits_a_cancelled_task_fails_like_the_network() -> None:
+    """A `CancelledError` of a trace hook is not a cancellation of the call, which is retried."""
+    tries: list[str] = []
+
+    async def on_start(_: Any, __: Any, params: aiohttp.TraceRequestStartParams) -> None:
+        tries.append(params.method)
+        if len(tries) == 1:
+            raise asyncio.CancelledError
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(on_start)
+    async with loopback(task()) as server:
+        settings = Settings(base_url=server.url)
+        async with Session(settings, StaticKey("k"), trace_configs=[trace], rng=Random(1)) as session:
+            assert await session.read("/x", codec.decode_task) == DONE
+    assert tries == ["GET", "GET"]
+
+
+@virtual_time
 async def test_a_cancellation_is_not_converted() -> None:
     """A cancellation is not converted to a network error, and the session stays usable."""
     async with loopback(hangs, task()) as server, opened(server) as session:

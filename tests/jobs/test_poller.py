@@ -769,29 +769,40 @@ def test_any_callback_may_be_lost_or_late(seed: int) -> None:
     assert max(watching(test, AdaptiveSchedule()).latency) < 40
 
 
-@pytest.mark.parametrize("part", ["schedule", "read", "page"])
-def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An exception of a schedule, trace hook or transport is logged, and the loop continues."""
+@pytest.mark.parametrize("part", ["wait", "learn", "read", "page"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+def test_an_unexpected_exception_ends_no_job(
+    part: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception of a schedule or a read is logged, and the loop continues.
+
+    The result of a cancelled task raises `CancelledError`, which is an exception like any other.
+    """
 
     async def test(watched: PolledTask) -> None:
         service, loop = watched.service, asyncio.get_running_loop()
 
         class Broken(ExponentialSchedule):
             def wait(self, ages: Sequence[float], price: float = 1.0) -> float:
-                if part == "schedule":
-                    raise ZeroDivisionError
+                if part == "wait":
+                    raise error
                 return super().wait(ages, price)
+
+            def learn(self, duration: float) -> None:
+                if part == "learn":
+                    raise error
+                super().learn(duration)
 
         one, page = service.one, service.page
 
         async def broken_one(any_id: str) -> Task:
             if part == "read" and loop.time() < 20:
-                raise ZeroDivisionError
+                raise error
             return await one(any_id)
 
         async def broken_page(number: int, size: int, known_status: Callable[[str], str | None]) -> Any:
             if part == "page" and loop.time() < 20:
-                raise ZeroDivisionError
+                raise error
             return await page(number, size, known_status)
 
         service.one, service.page = broken_one, broken_page  # type: ignore[method-assign]  # a broken hook
@@ -800,7 +811,7 @@ def test_an_unexpected_exception_ends_no_job(part: str, caplog: pytest.LogCaptur
         await watched.begin("later", 5)
 
     watching(test)
-    assert "ZeroDivisionError" in caplog.text
+    assert error.__name__ in caplog.text
 
 
 @pytest.mark.parametrize("wait", [nan, inf, -1.0])

@@ -11,6 +11,7 @@ from typing import Any, Self, TypedDict, TypeVar
 
 from attrs import evolve, fields, frozen
 
+from kling_expand.api.session import is_cancelled
 from kling_expand.errors import InvalidRequest, KlingError, ResultExpired
 from kling_expand.models import ExpandRequest, nearest_name, portable, shown, source_stem
 from kling_expand.serialization import Serializable
@@ -118,7 +119,7 @@ def make_request(row: Row) -> ExpandRequest:
         request = ExpandRequest(**row) if isinstance(row, Mapping) else row() if callable(row) else row
     except KlingError:
         raise
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidRequest("row", reason, "must give an ExpandRequest") from error
     if not isinstance(request, ExpandRequest):
@@ -134,7 +135,7 @@ def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
 
     try:
         target = os.fspath(save_to(request))
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
         raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must return a path") from error
     check_target("save_to", target)
     return target
@@ -217,7 +218,11 @@ class BoundedMap:
                     row = await anext(source)
                 except StopAsyncIteration:
                     return
-                if (task := asyncio.current_task()) and task.cancelling():
+                except asyncio.CancelledError as error:
+                    if is_cancelled():
+                        raise
+                    raise RuntimeError(f"the source of the requests raised {error!r}") from error
+                if is_cancelled():
                     return  # the source ignored its cancellation, and this row must not be sent
                 self._start(index, row)
 

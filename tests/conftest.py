@@ -14,7 +14,13 @@ settings.register_profile("house", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("house")
 
 # These start several programs in each test.
-LONG = {"test_benchmarks.py", "test_chaos.py", "test_random_life.py", "test_worker.py", "test_dev_server.py"}
+LONG = {
+    "test_benchmarks.py",
+    "test_chaos.py",
+    "test_random_actions.py",
+    "test_worker.py",
+    "test_dev_server.py",
+}
 
 pytest_plugins = ["kling_expand.testing"]
 os.environ["KLING_CACHE_DIR"] = "off"  # no test, and no process of one, reads or changes the user's files

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from support.raw_server import Loopback, loopback, says
+from support.raw_server import Loopback, loopback, responds
 
 from benchmarks import proxy
 from benchmarks.proxy import Proxy
@@ -68,27 +68,27 @@ def test_a_naive_script_pays_twice_or_loses_jobs() -> None:
     assert found["created"] > 40
 
 
-async def fate(kind: str, service: Loopback, method: str = "GET") -> tuple[int, bytes] | None:
+async def send_with_fault(kind: str, service: Loopback, method: str = "GET") -> tuple[int, bytes] | None:
     """Return the status and body after a fault of this *kind*, or None without a complete response."""
     service.requests.clear()
     async with (
-        Proxy(service.url, probability=1, seed=1, kinds=[kind], delays=(0, 0)) as between,
+        Proxy(service.url, probability=1, seed=1, kinds=[kind], delays=(0, 0)) as chaos_proxy,
         aiohttp.ClientSession() as http,
     ):
         try:
-            async with http.request(method, between.url + "/path?a=b", data=b"body") as response:
+            async with http.request(method, chaos_proxy.url + "/path?a=b", data=b"body") as response:
                 received = response.status, await response.read()
         except aiohttp.ClientError:
             received = None
-    assert {kind: 1} == between.faults
+    assert {kind: 1} == chaos_proxy.faults
     return received
 
 
 @pytest.mark.parametrize("kind", [*proxy.KINDS, proxy.SLOW])
 async def test_a_fault_forwards_the_request_or_not(kind: str) -> None:
     """A fault that forwards sends the complete request once, and any other fault does not send it."""
-    async with loopback(says(b"0123456789")) as service:
-        received = await fate(kind, service, "POST")
+    async with loopback(responds(b"0123456789")) as service:
+        received = await send_with_fault(kind, service, "POST")
         assert [b"body"] * (kind in FORWARDED) == [each.body for each in service.requests]
     if kind in {proxy.DELAY, proxy.SLOW}:
         assert received == (200, b"0123456789")
@@ -102,19 +102,19 @@ async def test_a_fault_forwards_the_request_or_not(kind: str) -> None:
 async def test_a_good_request_passes_unchanged() -> None:
     """Without a fault, path, end-to-end headers, body and response arrive unchanged."""
     async with (
-        loopback(says(b"answer", 206, ETag='"tag"')) as service,
-        Proxy(service.url, probability=0, seed=1) as between,
+        loopback(responds(b"response", 206, ETag='"tag"')) as service,
+        Proxy(service.url, probability=0, seed=1) as chaos_proxy,
         aiohttp.ClientSession() as http,
     ):
         for _ in range(3):
             headers = {"Authorization": "Bearer t", "Range": "bytes=1-"}
-            async with http.post(between.url + "/p?q=1", data=b"body", headers=headers) as answer:
+            async with http.post(chaos_proxy.url + "/p?q=1", data=b"body", headers=headers) as response:
                 assert (
-                    answer.status,
-                    answer.headers["ETag"],
-                    await answer.read(),
-                ) == (206, '"tag"', b"answer")
-        await between.reached(3)
+                    response.status,
+                    response.headers["ETag"],
+                    await response.read(),
+                ) == (206, '"tag"', b"response")
+        await chaos_proxy.reached(3)
     assert {"POST /p?q=1 HTTP/1.1"} == {each.line for each in service.requests}
     assert {("Bearer t", "bytes=1-")} == {
         (each.headers["authorization"], each.headers["range"]) for each in service.requests
@@ -123,25 +123,25 @@ async def test_a_good_request_passes_unchanged() -> None:
 
 async def test_a_service_that_is_down_is_a_bad_gateway() -> None:
     """While the service is down the proxy answers 502, as a gateway would."""
-    async with loopback(says(b"")) as service:
+    async with loopback(responds(b"")) as service:
         pass
     async with (
-        Proxy(service.url, probability=0, seed=1) as between,
+        Proxy(service.url, probability=0, seed=1) as chaos_proxy,
         aiohttp.ClientSession() as http,
-        http.get(between.url) as answer,
+        http.get(chaos_proxy.url) as response,
     ):
-        assert answer.status == 502
+        assert response.status == 502
 
 
 async def test_a_slow_response_comes_after_its_effect() -> None:
     """The service gets the request at once, but the client gets the response only after the given time."""
     async with (
-        loopback(says(b"answer")) as service,
-        Proxy(service.url, probability=1, seed=1, kinds=[proxy.SLOW], slow=60) as between,
+        loopback(responds(b"response")) as service,
+        Proxy(service.url, probability=1, seed=1, kinds=[proxy.SLOW], slow=60) as chaos_proxy,
         aiohttp.ClientSession() as http,
     ):
-        waiting = asyncio.create_task(http.post(between.url, data=b"body"))
-        await between.reached(1)
+        waiting = asyncio.create_task(http.post(chaos_proxy.url, data=b"body"))
+        await chaos_proxy.reached(1)
         assert [each.body for each in service.requests] == [b"body"]
         assert not waiting.done()
         waiting.cancel()
@@ -152,14 +152,14 @@ async def test_a_lookup_lags_behind_its_create() -> None:
     """A new task cannot be found by its external id for a while, but its task id and older ids work."""
     create = b'{"external_task_id": "new"}'
     async with (
-        loopback(says(b"{}")) as service,
-        Proxy(service.url, probability=0, seed=1, lookup_lag=30) as between,
-        aiohttp.ClientSession(between.url) as http,
+        loopback(responds(b"{}")) as service,
+        Proxy(service.url, probability=0, seed=1, lookup_lag=30) as chaos_proxy,
+        aiohttp.ClientSession(chaos_proxy.url) as http,
     ):
 
         async def status(name: str) -> int:
-            async with http.get(f"/tasks/{name}") as answer:
-                return answer.status
+            async with http.get(f"/tasks/{name}") as response:
+                return response.status
 
         async with http.post("/tasks", data=create):
             pass
@@ -176,16 +176,16 @@ async def test_the_same_seed_injects_the_same_faults() -> None:
     async def statuses(polls: int) -> list[int]:
         kinds = [proxy.HTML, proxy.UNAVAILABLE, proxy.RATE_LIMIT]
         async with (
-            loopback(says(b"")) as service,
-            Proxy(service.url, probability=0.5, seed=3, kinds=kinds) as between,
+            loopback(responds(b"")) as service,
+            Proxy(service.url, probability=0.5, seed=3, kinds=kinds) as chaos_proxy,
             aiohttp.ClientSession() as http,
         ):
             found = []
             for _ in range(12):
                 for _ in range(polls):
-                    await http.get(between.url)
-                async with http.post(between.url) as answer:
-                    found.append(answer.status)
+                    await http.get(chaos_proxy.url)
+                async with http.post(chaos_proxy.url) as response:
+                    found.append(response.status)
             return found
 
     assert await statuses(0) == await statuses(3)

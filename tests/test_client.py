@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pictures
 from standardwebhooks import Webhook
-from support.raw_server import loopback, refuses, says, sends, task
+from support.raw_server import loopback, refuses, responds, sends, task
 from support.schedules import NeverPolls, now
 
 from kling_expand import ExpandRequest, KlingClient, Ratios, Status, Task, ToAspect, Towards
@@ -206,13 +206,13 @@ async def test_the_price_is_known_before_and_after(task_format: str) -> None:
     request = ExpandRequest(PHOTO, WIDER, n=3)
     assert request.units == 24
     async with emulated(task_format=task_format) as (emulator, kling):
-        answered = (await kling.expand(request)).task
-        assert answered.final_unit_deduction == "24"
-        assert answered.units == kling.stats.units_billed == Decimal(24)
+        expanded = (await kling.expand(request)).task
+        assert expanded.final_unit_deduction == "24"
+        assert expanded.units == kling.stats.units_billed == Decimal(24)
         assert kling.stats.units_due == emulator.account.units_billed == 24
-        assert (answered.final_balance_deduction is None) is (task_format == "array")
-        if answered.final_balance_deduction:
-            assert answered.final_balance_deduction.quota
+        assert (expanded.final_balance_deduction is None) is (task_format == "array")
+        if expanded.final_balance_deduction:
+            assert expanded.final_balance_deduction.quota
 
 
 @virtual_time
@@ -630,8 +630,8 @@ async def test_an_open_journal_is_shared_and_stays_open(tmp_path: Path) -> None:
             assert (await kling.expand(PHOTO, WIDER)).files == ()
             assert len(emulator.account.tasks) == 1
             task_id = (await kling.create(PHOTOS / "coffee.jpg", WIDER)).task_id
-            stranger = await (await kling.attach(task_id)).save(tmp_path)
-            assert len(stranger) == 1
+            attached_paths = await (await kling.attach(task_id)).save(tmp_path)
+            assert len(attached_paths) == 1
         counts = await journal.counts()
         assert counts[JobState.DONE] == 2
 
@@ -807,7 +807,7 @@ async def test_surplus_pictures_are_ignored() -> None:
     """If the service returns nine pictures for a task of two, only two are used."""
     images = [{"index": index, "url": f"https://a/{index}.png"} for index in range(9)]
     data = {"task_id": "1", "task_status": "succeed", "task_result": {"images": images}}
-    many = says({"code": 0, "message": "", "request_id": "r", "data": data})
+    many = responds({"code": 0, "message": "", "request_id": "r", "data": data})
     async with loopback(many) as server, KlingClient(api_key="k", base_url=server.url) as kling:
         assert [image.index for image in (await kling.expand(PHOTO, WIDER, n=2)).images] == [0, 1]
         assert len((await kling.attach("1")).images) == 9
@@ -816,7 +816,7 @@ async def test_surplus_pictures_are_ignored() -> None:
 # ------------------------------------------------------------------ arbitrary answers
 
 
-def answers() -> st.SearchStrategy[bytes]:
+def responses() -> st.SearchStrategy[bytes]:
     """Draw an HTTP response with any status and body, or bytes that are not HTTP."""
     body = st.binary(max_size=200) | st.sampled_from(
         [b"", b"null", b"[]", b"{}", b'{"code":0,"data":null}', b'{"code":0,"data":{"task_id":1}}']
@@ -837,7 +837,7 @@ def answers() -> st.SearchStrategy[bytes]:
 
 
 @settings(max_examples=80)
-@given(raw=answers())
+@given(raw=responses())
 def test_any_response_gives_a_task_or_a_kling_error(raw: bytes) -> None:
     """Any response to a query, a list or a create gives a task or a `KlingError`."""
 

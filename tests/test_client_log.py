@@ -53,10 +53,10 @@ async def test_every_retry_pause_and_end_is_logged() -> None:
     assert [outcome.error for outcome in outcomes if outcome.error] == []
     assert events[::2] == events[1::2]
     text = "\n".join(log.texts)
-    told = [event for event in events[::2] if event.kind in {EventKind.RETRY, EventKind.PAUSE}]
-    assert len(told) > 50
-    assert {event.route for event in told} >= {"create", "read"}
-    for event in told:
+    found = [event for event in events[::2] if event.kind in {EventKind.RETRY, EventKind.PAUSE}]
+    assert len(found) > 50
+    assert {event.route for event in found} >= {"create", "read"}
+    for event in found:
         if event.number is not None:
             assert f"job {event.number} ({event.external_task_id}" in text
             assert event.attempt or event.kind is EventKind.PAUSE
@@ -98,11 +98,11 @@ async def test_a_parallel_limit_is_logged_as_a_retry(caplog: pytest.LogCaptureFi
         for future in futures:
             await future
         assert emulator.account.refusals[1303] > 0
-    told = [record for record in caplog.records if "ParallelLimit" in record.getMessage()]
-    assert told
-    assert {record.levelname for record in told} == {"INFO"}
-    assert "create for job" in told[0].getMessage()
-    assert "retrying when a slot is free" in told[0].getMessage()
+    found = [record for record in caplog.records if "ParallelLimit" in record.getMessage()]
+    assert found
+    assert {record.levelname for record in found} == {"INFO"}
+    assert "create for job" in found[0].getMessage()
+    assert "retrying when a slot is free" in found[0].getMessage()
 
 
 @virtual_time
@@ -112,8 +112,8 @@ async def test_a_rate_limit_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
         emulator.faults.script("create", Fault("error", 1302))
         future = kling.submit(PHOTO, Ratios(right=0.5))
         await future
-    (told,) = [text for text in caplog.messages if "RateLimited" in text]
-    assert told.startswith(f"create paused for 1.0 s after job {future.number} (")
+    (found,) = [text for text in caplog.messages if "RateLimited" in text]
+    assert found.startswith(f"create paused for 1.0 s after job {future.number} (")
 
 
 @virtual_time
@@ -124,8 +124,8 @@ async def test_a_retried_download_is_logged(caplog: pytest.LogCaptureFixture, tm
         result = await kling.expand(PHOTO, Ratios(right=0.5))
         emulator.faults.script("file", "expired", "error")
         await result.save(tmp_path)
-    told = [event for event in events if event.kind is EventKind.RETRY]
-    assert [(event.route, event.attempt, event.wait == 0) for event in told] == [
+    found = [event for event in events if event.kind is EventKind.RETRY]
+    assert [(event.route, event.attempt, event.wait == 0) for event in found] == [
         ("download", 1, True),
         ("download", 2, False),
     ]

@@ -30,7 +30,7 @@ PAIR = {"KLING_ACCESS_KEY": "env-access", "KLING_SECRET_KEY": "env-secret"}
 OTHER = {"KLINGAI_ACCESS_KEY": "other-access", "KLINGAI_SECRET_KEY": "other-secret"}
 
 
-def who(found: Any) -> str:
+def key_of(found: Any) -> str:
     """Return the key that identifies the credentials."""
     return found.token() if isinstance(found, StaticKey) else found._access_key
 
@@ -62,7 +62,7 @@ def test_arguments_override_credentials_in_the_environment(
     given: dict[str, Any], environ: dict[str, str], expected: str
 ) -> None:
     """Arguments override the environment, a static key overrides a pair, and blank means absent."""
-    assert who(credentials(**given, environ=environ)) == expected
+    assert key_of(credentials(**given, environ=environ)) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_environment_is_not_read_at_import(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("KLING_API_KEY", "late")
     monkeypatch.setenv("KLING_BASE_URL", "https://late.example")
     monkeypatch.setenv("KLING_WEBHOOK_SECRET", "whsec_late")
-    assert who(credentials()) == "late"
+    assert key_of(credentials()) == "late"
     assert Settings.from_env().base_url == "https://late.example"
     assert webhook_secret() == "whsec_late"
 

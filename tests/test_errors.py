@@ -250,8 +250,8 @@ def test_early_and_late_moderation_is_content_rejected() -> None:
 
 def test_only_temporary_errors_are_retryable() -> None:
     """Only temporary errors are retryable, and no error of a task that was paid for is."""
-    hopeful = {kind for kind in CLASSES if kind.retryable}
-    assert hopeful == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
+    retryable = {kind for kind in CLASSES if kind.retryable}
+    assert retryable == {TransportError, RateLimited, ParallelLimit, ServerError, ProtocolError}
 
 
 def test_copies_of_an_error_keep_its_notes() -> None:

@@ -45,7 +45,7 @@ LAYERS = (
 WITHIN = {"_portal", "__main__"}  # may be imported from their own layer
 
 # The only places that import these packages. The emulator is a separate program and does not count.
-WORLDS = {
+IO_LIBRARIES = {
     "sqlite3": ("store.sqlite",),
     "json": ("api.codec", "models", "cli"),
     "cattrs": ("api.",),
@@ -151,21 +151,21 @@ def test_the_emulator_is_independent_of_the_sdk() -> None:
     """The emulator imports only the check for a missing extra, and only outer layers import the emulator."""
     assert graph()["emulator"] == {"errors"}
     emulator = [path for path in FILES if part(path) == "emulator"]
-    borrowers = [path for path in emulator if "kling_expand.errors" in set(imports(path))]
-    assert borrowers == [PACKAGE / "emulator" / "__init__.py"]
+    importers = [path for path in emulator if "kling_expand.errors" in set(imports(path))]
+    assert importers == [PACKAGE / "emulator" / "__init__.py"]
     users = {name for name, below in graph().items() if "emulator" in below}
     assert users <= {"cli", "testing", "__main__"}
 
 
-@pytest.mark.parametrize("world", sorted(WORLDS))
-def test_each_io_library_is_imported_only_by_listed_files(world: str) -> None:
+@pytest.mark.parametrize("library", sorted(IO_LIBRARIES))
+def test_each_io_library_is_imported_only_by_listed_files(library: str) -> None:
     """Each library for I/O or serialization is imported only by the files that the table names."""
     users = [
         dotted(path).removeprefix("kling_expand.")
         for path in FILES
-        if world in {name.split(".")[0] for name in imports(path)} and part(path) != "emulator"
+        if library in {name.split(".")[0] for name in imports(path)} and part(path) != "emulator"
     ]
-    assert [user for user in users if not user.startswith(WORLDS[world] or "-")] == []
+    assert [user for user in users if not user.startswith(IO_LIBRARIES[library] or "-")] == []
 
 
 def test_only_two_files_use_the_http_client() -> None:
@@ -217,7 +217,7 @@ def test_no_default_argument_is_the_environment() -> None:
 
 def test_only_the_command_line_prints() -> None:
     """Only the command line prints, while the library returns values and raises errors."""
-    talkers = {
+    printing = {
         part(path)
         for path in FILES
         for node in ast.walk(tree(path))
@@ -225,7 +225,7 @@ def test_only_the_command_line_prints() -> None:
         and isinstance(node.func, ast.Name)
         and node.func.id in {"print", "input"}
     }
-    assert talkers <= {"cli", "__main__", "emulator"}
+    assert printing <= {"cli", "__main__", "emulator"}
 
 
 def test_clocks_and_random_generators_are_arguments() -> None:
@@ -266,8 +266,8 @@ for name in names:
         os.write(writer, found.encode())
         os._exit(0)
     os.close(writer)
-    with open(reader) as answer:
-        if found := answer.read():
+    with open(reader) as pipe:
+        if found := pipe.read():
             outcome[name] = found
     os.wait()
 print(json.dumps(outcome))
@@ -398,18 +398,18 @@ def test_a_star_import_hides_no_common_name() -> None:
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_every_public_name_is_documented(name: str) -> None:
     """Every public class, function and method has a docstring."""
-    thing = getattr(kling_expand, name)
-    assert (inspect.getdoc(thing) or "").strip()
-    if not inspect.isclass(thing):
+    item = getattr(kling_expand, name)
+    assert (inspect.getdoc(item) or "").strip()
+    if not inspect.isclass(item):
         return
-    assert thing.__dict__.get("__doc__")
-    for attribute, value in vars(thing).items():
+    assert item.__dict__.get("__doc__")
+    for attribute, value in vars(item).items():
         if not attribute.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
             assert value.__doc__, f"{name}.{attribute}"
 
 
 # The names that users import from each module. An empty list stands for the module's `__all__`.
-ENTRANCES: dict[str, list[str]] = {
+PUBLIC_MODULES: dict[str, list[str]] = {
     "kling_expand": [],
     "kling_expand.blocking": [],
     "kling_expand.contrib.aiohttp": [],
@@ -428,31 +428,31 @@ ENTRANCES: dict[str, list[str]] = {
 }
 
 
-def _documented(thing: object) -> Iterator[tuple[str, Callable[..., object], str]]:
+def _documented(item: object) -> Iterator[tuple[str, Callable[..., object], str]]:
     """Yield a function, or the constructor and the methods of a class, each with its text in `help`."""
-    if not inspect.isclass(thing):
-        if inspect.isfunction(thing):
-            yield thing.__name__, thing, inspect.getdoc(thing) or ""
+    if not inspect.isclass(item):
+        if inspect.isfunction(item):
+            yield item.__name__, item, inspect.getdoc(item) or ""
         return
-    about = inspect.getdoc(thing) or ""
-    for name, value in vars(thing).items():
+    about = inspect.getdoc(item) or ""
+    for name, value in vars(item).items():
         function = getattr(value, "__func__", value)
-        if name == "__init__" and not issubclass(thing, enum.Enum):
-            yield thing.__name__, function, about
+        if name == "__init__" and not issubclass(item, enum.Enum):
+            yield item.__name__, function, about
         elif inspect.isfunction(function) and name[0] != "_":
-            kinds = [each for each in thing.__mro__ if name in vars(each)]  # overrides inherit documentation
+            kinds = [each for each in item.__mro__ if name in vars(each)]  # overrides inherit documentation
             texts = [text for each in kinds for text in (each.__doc__, vars(each)[name].__doc__)]
-            yield f"{thing.__name__}.{name}", function, "\n".join(filter(None, [about, *texts]))
+            yield f"{item.__name__}.{name}", function, "\n".join(filter(None, [about, *texts]))
 
 
-@pytest.mark.parametrize("module", ENTRANCES)
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
 def test_every_argument_is_described(module: str) -> None:
     """The `help` of a public function names each of its arguments."""
-    entrance = importlib.import_module(module)
+    imported = importlib.import_module(module)
     missing = [
         f"{name}({argument})"
-        for public in ENTRANCES[module] or entrance.__all__
-        for name, function, text in _documented(getattr(entrance, public))
+        for public in PUBLIC_MODULES[module] or imported.__all__
+        for name, function, text in _documented(getattr(imported, public))
         for argument in inspect.signature(function).parameters
         if argument not in {"self", "cls", "fields", "options"} and argument[0] != "_"
         if not re.search(rf"\b{argument}\b", text)

@@ -154,7 +154,7 @@ def test_enums_and_decimals_become_plain_values() -> None:
 # ------------------------------------------------------------------ FastAPI and pydantic
 
 
-async def answer(app: FastAPI, path: str) -> tuple[int, Any]:
+async def fetch(app: FastAPI, path: str) -> tuple[int, Any]:
     """Return the status and the JSON of a response of *app*."""
     sent: list[Any] = []
 
@@ -178,9 +178,9 @@ async def test_fastapi_returns_a_value(value: Serializable, *, annotated: bool) 
     kind: Any = type(value)
     app.get("/one", response_model=kind if annotated else None)(lambda: value)
     app.get("/many", response_model=list[kind] if annotated else None)(lambda: [value])
-    assert await answer(app, "/one") == (200, value.to_dict())
-    assert await answer(app, "/many") == (200, [value.to_dict()])
-    assert (await answer(app, "/openapi.json"))[0] == 200
+    assert await fetch(app, "/one") == (200, value.to_dict())
+    assert await fetch(app, "/many") == (200, [value.to_dict()])
+    assert (await fetch(app, "/openapi.json"))[0] == 200
     assert jsonable_encoder({"value": value}) == {"value": value.to_dict()}
 
 

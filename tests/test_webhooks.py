@@ -132,7 +132,7 @@ def changed(**headers: str | None) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-PROPER = signed()["webhook-signature"]
+SIGNATURE = signed()["webhook-signature"]
 FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
     "no headers": ({}, BODY),
     "no id": (changed(webhook_id=None), BODY),
@@ -141,7 +141,7 @@ FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
     "empty id": (signed(webhook_id=""), BODY),
     "empty signature": (changed(webhook_signature=""), BODY),
     "two ids": (changed() | {"Webhook-Id": "msg_1"}, BODY),
-    "two signatures": (changed() | {"WEBHOOK-SIGNATURE": PROPER}, BODY),
+    "two signatures": (changed() | {"WEBHOOK-SIGNATURE": SIGNATURE}, BODY),
     "another id": (changed(webhook_id="msg_2"), BODY),
     "another time": (changed(webhook_timestamp=str(NOW + 1)), BODY),
     "stale": (signed(at=NOW - 301), BODY),
@@ -160,13 +160,13 @@ FORGED: dict[str, tuple[Mapping[str, str], bytes]] = {
     "body re-ordered": (signed(), json.dumps(dict(reversed(LEGACY.items()))).encode()),
     "body truncated": (signed(), BODY[:-1]),
     "body empty": (signed(), b""),
-    "wrong version": (changed(webhook_signature=PROPER.replace("v1,", "v2,")), BODY),
-    "version in capitals": (changed(webhook_signature=PROPER.replace("v1,", "V1,")), BODY),
-    "no version": (changed(webhook_signature=PROPER.removeprefix("v1,")), BODY),
+    "wrong version": (changed(webhook_signature=SIGNATURE.replace("v1,", "v2,")), BODY),
+    "version in capitals": (changed(webhook_signature=SIGNATURE.replace("v1,", "V1,")), BODY),
+    "no version": (changed(webhook_signature=SIGNATURE.removeprefix("v1,")), BODY),
     "only the version": (changed(webhook_signature="v1,"), BODY),
-    "signature truncated": (changed(webhook_signature=PROPER[:-6]), BODY),
-    "signature extended": (changed(webhook_signature=PROPER + "AAAA"), BODY),
-    "signatures joined by a comma": (changed(webhook_signature=f"v1,AAAA,{PROPER}"), BODY),
+    "signature truncated": (changed(webhook_signature=SIGNATURE[:-6]), BODY),
+    "signature extended": (changed(webhook_signature=SIGNATURE + "AAAA"), BODY),
+    "signatures joined by a comma": (changed(webhook_signature=f"v1,AAAA,{SIGNATURE}"), BODY),
     "signature of other letters": (changed(webhook_signature="v1,ünïcode\udcff"), BODY),
     "signed as text of nothing": (changed(webhook_signature=signed(b"")["webhook-signature"]), BODY),
     "parts shifted across the dots": (
@@ -247,10 +247,10 @@ def test_optional_fields_of_a_wrong_type_count_as_absent(fields: Any) -> None:
 @pytest.mark.parametrize("field", ["task_status_msg", "type", "created_at", "extra"])
 def test_a_deeply_nested_body_is_handled(depth: int, field: str) -> None:
     """Whatever the depth, the result is an event or a `WebhookError`, and the next callback is read."""
-    nest = b"[" * depth + b"]" * depth
+    nested = b"[" * depth + b"]" * depth
     bodies = [
-        b'{"task_id":"1","task_status":"failed","' + field.encode() + b'":' + nest + b"}",
-        b'{"id":"1","status":"succeeded","outputs":[{"' + field.encode() + b'":' + nest + b"}]}",
+        b'{"task_id":"1","task_status":"failed","' + field.encode() + b'":' + nested + b"}",
+        b'{"id":"1","status":"succeeded","outputs":[{"' + field.encode() + b'":' + nested + b"}]}",
     ]
     webhooks = Webhooks()
     for body in bodies:
@@ -273,7 +273,7 @@ TASKLIKE = st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON))
 
 
 @given(
-    headers=st.dictionaries(HEADER_NAMES, st.text() | st.just(str(NOW)) | st.just(PROPER)),
+    headers=st.dictionaries(HEADER_NAMES, st.text() | st.just(str(NOW)) | st.just(SIGNATURE)),
     body=st.binary() | st.builds(lambda sent: json.dumps(sent).encode(), TASKLIKE) | st.just(BODY),
     secrets=st.sampled_from([(), (SECRET,)]),
 )
@@ -651,7 +651,7 @@ def test_a_decoded_body_is_read_only_without_secrets(body: Any) -> None:
         reader().parse(signed(), body)
 
 
-VALUES = ODD | st.lists(ODD, max_size=2) | st.just(PROPER) | st.just(str(NOW))
+VALUES = ODD | st.lists(ODD, max_size=2) | st.just(SIGNATURE) | st.just(str(NOW))
 PAIRS = st.lists(st.tuples(HEADER_NAMES | st.binary() | ODD, VALUES) | ODD, max_size=4)
 
 

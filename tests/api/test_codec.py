@@ -52,7 +52,7 @@ def sample(name: str) -> Response:
     return Response(200, {}, (SAMPLES / f"{name}.json").read_bytes())
 
 
-def answer(data: Any, status: int = 200, **envelope: Any) -> Response:
+def response(data: Any, status: int = 200, **envelope: Any) -> Response:
     """Return a response with *data* in its envelope."""
     whole = {"code": 0, "message": "SUCCEED", "request_id": "r", "data": data} | envelope
     return Response(status, {}, json.dumps(whole).encode())
@@ -60,7 +60,7 @@ def answer(data: Any, status: int = 200, **envelope: Any) -> Response:
 
 def task(**fields: Any) -> Task:
     """Return the task decoded from a response with these fields."""
-    return codec.decode_task(answer({"task_id": "1", "task_status": "processing"} | fields))
+    return codec.decode_task(response({"task_id": "1", "task_status": "processing"} | fields))
 
 
 # ------------------------------------------------------------------ recorded samples
@@ -309,22 +309,22 @@ def test_any_bytes_give_a_task_or_an_api_error(body: bytes, status: int) -> None
 @given(json_values, json_values, json_values, statuses)
 def test_any_envelope_gives_a_task_or_an_api_error(code: Any, message: Any, data: Any, status: int) -> None:
     """An envelope of arbitrary JSON decodes to a task or raises an `APIError`."""
-    accept(answer(data, status, code=code, message=message, request_id=message))
+    accept(response(data, status, code=code, message=message, request_id=message))
 
 
 @given(tasks_of_any_kind, st.booleans(), statuses)
 def test_any_task_fields_give_a_task_or_an_api_error(data: Any, listed: bool, status: int) -> None:  # noqa: FBT001
     """A task with fields of any type decodes to a task or raises an `APIError`."""
-    accept(answer([data] if listed else data, status))
+    accept(response([data] if listed else data, status))
 
 
-NESTS = ["{}", '{{"code":1200,"message":{}}}', '{{"code":0,"data":{}}}']
-NESTS += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}}']
+ENVELOPES = ["{}", '{{"code":1200,"message":{}}}', '{{"code":0,"data":{}}}']
+ENVELOPES += ['{{"code":0,"data":{{"task_id":"1","task_status":"x","task_info":{}}}}}']
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
 @pytest.mark.parametrize("depth", [50, 500, 900, 990, 5_000, 200_000])
-@pytest.mark.parametrize("place", NESTS)
+@pytest.mark.parametrize("place", ENVELOPES)
 def test_deep_nesting_is_handled(opening: str, depth: int, place: str) -> None:
     """Nesting that would exhaust the stack leads to a task or an `APIError`."""
     closing = "]" if opening == "[" else "}"
@@ -397,7 +397,7 @@ NO_TASKS += [{"task_id": each, "task_status": "x"} for each in BAD_IDS]
 def test_a_response_without_a_usable_task_is_a_protocol_error(data: Any) -> None:
     """A response with no task, with two tasks or with an unusable id raises `ProtocolError`."""
     with pytest.raises(ProtocolError) as caught:
-        codec.decode_task(answer(data))
+        codec.decode_task(response(data))
     assert caught.value.request_id == "r"
 
 
@@ -433,14 +433,14 @@ def test_a_field_of_a_wrong_type_is_treated_as_absent(
     """A field of the wrong type is treated as absent and logged. The task and its page are kept."""
     caplog.set_level("DEBUG", logger="kling_expand.api.codec")
     whole = {"task_id": "1", "task_status": "succeed", "created_at": 5} | {name: value}
-    found = codec.decode_task(answer(whole))
+    found = codec.decode_task(response(whole))
     expected = Task("1", "succeed", created_at=None if name == "created_at" else 5)
     assert evolve(found, final_balance_deduction=None) == expected
     assert found.final_balance_deduction in {None, BalanceDeduction()}
     assert any("is ignored" in record.message for record in caplog.records)
     other = {"task_id": "2", "task_status": "submitted"}
-    assert [each.task_id for each in codec.decode_tasks(answer([other, whole, other]))] == ["2", "1", "2"]
-    page, length = codec.decode_page(answer([other, whole, other]), lambda _: "processing")
+    assert [each.task_id for each in codec.decode_tasks(response([other, whole, other]))] == ["2", "1", "2"]
+    page, length = codec.decode_page(response([other, whole, other]), lambda _: "processing")
     assert (set(page), length) == ({"1", "2"}, 3)
 
 
@@ -463,15 +463,15 @@ def test_a_picture_without_a_url_is_omitted(picture: Any) -> None:
 def test_an_unreadable_item_of_a_page_is_skipped(item: Any) -> None:
     """An unreadable item of a list page is skipped, and the other tasks are kept."""
     good = {"task_id": "2", "task_status": "submitted"}
-    assert codec.decode_tasks(answer([item, good])) == (Task("2", "submitted"),)
-    page, length = codec.decode_page(answer([item, good]), {"1": "processing", "2": "processing"}.get)
+    assert codec.decode_tasks(response([item, good])) == (Task("2", "submitted"),)
+    page, length = codec.decode_page(response([item, good]), {"1": "processing", "2": "processing"}.get)
     assert (page, length) == ({"2": Task("2", "submitted")}, 2)
 
 
 @pytest.mark.parametrize("data", [[], None])
 def test_an_empty_page_has_no_tasks(data: Any) -> None:
     """The page after the last one has no tasks."""
-    assert codec.decode_tasks(answer(data)) == ()
+    assert codec.decode_tasks(response(data)) == ()
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_an_empty_page_has_no_tasks(data: Any) -> None:
 def test_the_code_takes_precedence_over_the_status(status: int, code: int, kind: type[APIError]) -> None:
     """The code decides even with HTTP 200. For an unknown code, the HTTP status decides."""
     with pytest.raises(kind) as caught:
-        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
+        codec.decode_task(response({"task_id": "1", "task_status": "x"}, status, code=code, message="why"))
     assert type(caught.value) is kind
     assert (caught.value.code, caught.value.status, caught.value.message) == (code, status, "why")
     assert caught.value.request_id == "r"
@@ -511,17 +511,17 @@ def test_the_code_takes_precedence_over_the_status(status: int, code: int, kind:
 def test_the_message_distinguishes_the_two_meanings_of_1201(message: str, kind: type[APIError]) -> None:
     """The message distinguishes the two meanings of 1201, which both come with HTTP 400."""
     with pytest.raises(BadRequest) as caught:
-        codec.decode_task(answer(None, 400, code=1201, message=message))
+        codec.decode_task(response(None, 400, code=1201, message=message))
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("code", ["0", "00"])
 def test_a_code_may_be_text(code: str) -> None:
     """A code may come as text, as relays send it (observed), for success and for refusals."""
-    found = codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
+    found = codec.decode_task(response({"task_id": "1", "task_status": "x"}, code=code))
     assert found == Task("1", "x")
     with pytest.raises(DuplicateTask) as caught:
-        codec.decode_task(answer(None, 400, code="1201", message="dog already exists"))
+        codec.decode_task(response(None, 400, code="1201", message="dog already exists"))
     assert caught.value.code == 1201
 
 
@@ -529,7 +529,7 @@ def test_a_code_may_be_text(code: str) -> None:
 def test_only_the_number_zero_is_success(code: Any) -> None:
     """A value that only resembles zero means neither success nor a refusal with code 0."""
     with pytest.raises(ProtocolError) as caught:
-        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, code=code))
+        codec.decode_task(response({"task_id": "1", "task_status": "x"}, code=code))
     assert caught.value.code is None
 
 
@@ -566,7 +566,7 @@ def test_a_response_without_an_envelope_is_judged_by_its_status(
 def test_code_0_with_an_error_status_is_an_error() -> None:
     """Code 0 with HTTP 500 is ambiguous, so it is treated as an error."""
     with pytest.raises(ServerError):
-        codec.decode_task(answer({"task_id": "1", "task_status": "x"}, 500))
+        codec.decode_task(response({"task_id": "1", "task_status": "x"}, 500))
 
 
 def test_a_refusal_quotes_only_the_beginning_of_a_page() -> None:
@@ -692,7 +692,7 @@ def test_extra_fields_are_sent_and_change_the_fingerprint() -> None:
     assert digests[0] != digests[1] == digests[2]
 
 
-def answer_with(data: object) -> codec.Response:
+def response_with(data: object) -> codec.Response:
     """Return a response with this `data`."""
     return codec.Response(200, {}, json.dumps({"code": 0, "message": "", "data": data}).encode())
 
@@ -725,9 +725,9 @@ WHOLE: dict[str, Any] = {
 def test_raw_has_the_unknown_fields(more: dict[str, Any]) -> None:
     """`raw` is the whole task object, also from a list and after storage. It does not affect equality."""
     data = WHOLE | more
-    task = codec.decode_task(answer_with(data))
+    task = codec.decode_task(response_with(data))
     assert task.raw == data
-    assert codec.decode_tasks(answer_with([data]))[0].raw == data
+    assert codec.decode_tasks(response_with([data]))[0].raw == data
     assert codec.unpack(codec.pack(task)).raw == data
     assert evolve(task, raw=None) == task
     assert hash(task)
@@ -739,7 +739,7 @@ def test_a_task_with_only_known_fields_has_no_raw_copy(name: str | None) -> None
     """A task with only known fields has no raw copy, even if some are missing or invalid."""
     for odd in (None, 5, "text"):
         data = WHOLE if name in {None, "task_id", "task_status"} else WHOLE | {name or "": odd}
-        assert codec.decode_task(answer_with(data)).raw is None
+        assert codec.decode_task(response_with(data)).raw is None
 
 
 NEWER: dict[str, Any] = {
@@ -759,14 +759,17 @@ def test_the_newer_form_is_read_in_every_response() -> None:
     wanted = Task(
         "1", "succeeded", None, "mine", (Image(0, "https://a/0.png"),), "8", created_at=1, updated_at=2
     )
-    assert codec.decode_task(answer_with(NEWER)) == codec.decode_task(answer_with([NEWER])) == wanted
-    assert codec.decode_tasks(answer_with([NEWER, WHOLE])) == (wanted, codec.decode_task(answer_with(WHOLE)))
-    assert codec.decode_task(answer_with(NEWER)).raw == NEWER  # a task has no field for `package_type`
-    found, length = codec.decode_page(answer_with([NEWER, WHOLE | {"task_id": "2"}]), {"1": "x"}.get)
+    assert codec.decode_task(response_with(NEWER)) == codec.decode_task(response_with([NEWER])) == wanted
+    assert codec.decode_tasks(response_with([NEWER, WHOLE])) == (
+        wanted,
+        codec.decode_task(response_with(WHOLE)),
+    )
+    assert codec.decode_task(response_with(NEWER)).raw == NEWER  # a task has no field for `package_type`
+    found, length = codec.decode_page(response_with([NEWER, WHOLE | {"task_id": "2"}]), {"1": "x"}.get)
     assert (found, length) == ({"1": wanted}, 2)
-    assert codec.decode_page(answer_with([NEWER]), {"1": "succeeded"}.get) == ({"1": None}, 1)
+    assert codec.decode_page(response_with([NEWER]), {"1": "succeeded"}.get) == ({"1": None}, 1)
     running = {"id": "1", "status": "processing", "outputs": [], "billing": []}
-    assert codec.decode_task(answer_with(running)).raw is None
+    assert codec.decode_task(response_with(running)).raw is None
 
 
 # ------------------------------------------------------------------ limits on a response
@@ -776,15 +779,15 @@ def test_at_most_nine_pictures_are_read() -> None:
     """At most nine pictures of a task are read, in both forms."""
     urls = [{"index": index, "url": f"https://a/{index}.png"} for index in range(5000)]
     for data in (WHOLE | {"task_result": {"images": urls}}, NEWER | {"outputs": urls}):
-        assert [image.index for image in codec.decode_task(answer_with(data)).images] == list(range(9))
+        assert [image.index for image in codec.decode_task(response_with(data)).images] == list(range(9))
 
 
 def test_a_response_of_too_many_values_is_not_parsed() -> None:
     """A response with too many values is refused before it is parsed."""
     for values in ([{"url": "x"}] * 300_000, [0] * 300_000):
-        answer = answer_with(WHOLE | {"task_result": {"images": values}})
+        response = response_with(WHOLE | {"task_result": {"images": values}})
         with pytest.raises(ProtocolError):
-            codec.decode_task(answer)
+            codec.decode_task(response)
     with pytest.raises(ValueError, match="more than 50000 values"):
         codec.parse_json(b"[" + b"0," * 60_000 + b"0]")
 
@@ -806,8 +809,8 @@ def test_a_response_must_be_utf_8() -> None:
 
 def test_at_most_500_tasks_of_a_page_are_read() -> None:
     """At most 500 tasks of a page are read."""
-    answer = answer_with([WHOLE | {"task_id": str(number)} for number in range(600)])
-    assert [task.task_id for task in codec.decode_tasks(answer)] == [str(number) for number in range(500)]
+    response = response_with([WHOLE | {"task_id": str(number)} for number in range(600)])
+    assert [task.task_id for task in codec.decode_tasks(response)] == [str(number) for number in range(500)]
 
 
 def test_a_long_message_of_a_refusal_is_truncated() -> None:
@@ -821,10 +824,10 @@ def test_a_long_message_of_a_refusal_is_truncated() -> None:
 def test_a_long_text_of_a_task_is_truncated_or_refused() -> None:
     """The failure message and the ids have limited lengths, as errors, logs and file names contain them."""
     failed = WHOLE | {"task_status": "failed", "task_status_msg": "x" * 100_000}
-    assert codec.decode_task(answer_with(failed)).task_status_msg == "x" * 1000
-    assert codec.decode_task(answer_with(WHOLE | {"task_id": "7" * 500})).task_id == "7" * 500
+    assert codec.decode_task(response_with(failed)).task_status_msg == "x" * 1000
+    assert codec.decode_task(response_with(WHOLE | {"task_id": "7" * 500})).task_id == "7" * 500
     with pytest.raises(ProtocolError, match="at most 500 characters"):
-        codec.decode_task(answer_with(WHOLE | {"task_id": "7" * 501}))
+        codec.decode_task(response_with(WHOLE | {"task_id": "7" * 501}))
     body = json.dumps({"code": 1302, "message": "wait", "request_id": "r" * 100_000}).encode()
     with pytest.raises(APIError) as caught:
         codec.decode_task(codec.Response(429, {}, body))
@@ -834,7 +837,7 @@ def test_a_long_text_of_a_task_is_truncated_or_refused() -> None:
 @pytest.mark.parametrize("text", ["a\nFAKE", "a\x1b[31m", "\u202egnp", "\ud800"])
 def test_an_impossible_external_id_is_treated_as_absent(text: str) -> None:
     """An `external_task_id` that could forge a log line is treated as absent."""
-    task = codec.decode_task(answer_with(WHOLE | {"task_info": {"external_task_id": text}}))
+    task = codec.decode_task(response_with(WHOLE | {"task_info": {"external_task_id": text}}))
     assert task.external_task_id is None
 
 
@@ -843,7 +846,7 @@ def test_a_number_beyond_64_bits_is_treated_as_absent(number: Any) -> None:
     """A time or an index beyond 64 bits is treated as absent, so it breaks no arithmetic or file name."""
     images = [{"index": number, "url": "https://a/0"}]
     data = WHOLE | {"created_at": number, "updated_at": number, "task_result": {"images": images}}
-    task = codec.decode_task(answer_with(data))
+    task = codec.decode_task(response_with(data))
     assert (task.created_at, task.updated_at) == (None, None)
     assert [image.index for image in task.images] == [0]
 
@@ -855,6 +858,6 @@ def test_a_full_page_of_long_tasks_is_read() -> None:
         for i in range(9)
     ]
     page = [WHOLE | {"task_id": str(n), "task_result": {"images": images}} for n in range(500)]
-    answer = answer_with(page)
-    assert len(answer.body) > codec.LONG_ANSWER
-    assert len(codec.decode_tasks(answer)) == 500
+    response = response_with(page)
+    assert len(response.body) > codec.LONG_ANSWER
+    assert len(codec.decode_tasks(response)) == 500

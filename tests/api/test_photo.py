@@ -302,9 +302,9 @@ async def test_more_than_eight_bits_are_scaled(
     low: float, high: float, mode: str, darkest: int, brightest: int
 ) -> None:
     """A ramp from dark to bright keeps its order and enough levels, and is not clipped."""
-    grey = await back(ramp(low, high, mode))
-    assert grey.getextrema() == (darkest, brightest)
-    row = list(grey.tobytes()[:512])
+    gray = await back(ramp(low, high, mode))
+    assert gray.getextrema() == (darkest, brightest)
+    row = list(gray.tobytes()[:512])
     assert row == sorted(row)
     assert len({*row}) >= min(brightest - darkest, 200)
     assert row.count(brightest) < 20
@@ -322,7 +322,7 @@ async def test_infinite_values_are_refused() -> None:
 
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-GREY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+GRAY_PROFILE = PROFILE[:16] + b"GRAY" + PROFILE[20:]
 
 
 @pytest.mark.parametrize("turned", [1, 3, 6, 8])
@@ -359,9 +359,9 @@ async def test_a_profile_for_other_channels_is_dropped(mode: str, made: str, *, 
     image.info["icc_profile"] = PROFILE[:16] + b"CMYK" + PROFILE[20:] if mode == "CMYK" else PROFILE
     found = await back(image)
     assert (found.mode, "icc_profile" in found.info) == (made, kept)
-    grey = Image.new("L", (300, 300))
-    grey.info["icc_profile"] = GREY_PROFILE
-    assert (await back(grey)).info["icc_profile"] == GREY_PROFILE
+    gray = Image.new("L", (300, 300))
+    gray.info["icc_profile"] = GRAY_PROFILE
+    assert (await back(gray)).info["icc_profile"] == GRAY_PROFILE
 
 
 async def test_a_pillow_image_is_not_changed() -> None:

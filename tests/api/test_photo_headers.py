@@ -54,7 +54,7 @@ WHOLE = {
     "jpeg-progressive": picture(progressive=True, quality=95),
     "jpeg-restarts": picture(restart_marker_blocks=1),
     "jpeg-with-thumbnail": picture(exif=b"Exif\x00\x00" + THUMBNAIL, comment=b"\xff\xd9"),
-    "jpeg-grey": picture(mode="L"),
+    "jpeg-gray": picture(mode="L"),
     "jpeg-cmyk": picture(mode="CMYK"),
 }
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -87,7 +87,7 @@ ROWS = [
     Row(5002, 504, ServerError, again=True),
 ]
 FINAL = [row for row in ROWS if not row.again]
-PASSING = [row for row in ROWS if row.again]
+TRANSIENT = [row for row in ROWS if row.again]
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.code))
 
 
@@ -159,7 +159,7 @@ async def test_a_create_that_is_refused_is_not_repeated(row: Row, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["error", "envelope_200"])
-@pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
+@pytest.mark.parametrize("row", TRANSIENT, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_transient_refusal_of_a_create_leads_to_one_task(row: Row, kind: str) -> None:
     """After a 429 the create is sent again. After a 5xx the task is looked up first."""
@@ -171,7 +171,7 @@ async def test_a_transient_refusal_of_a_create_leads_to_one_task(row: Row, kind:
         assert list(emulator.account.accepted.values()) == [1]
 
 
-@pytest.mark.parametrize("row", PASSING, ids=lambda row: str(row.code))
+@pytest.mark.parametrize("row", TRANSIENT, ids=lambda row: str(row.code))
 @virtual_time
 async def test_a_task_created_despite_an_error_response_is_found(row: Row) -> None:
     """A task that was created despite an error response is found, and not created again."""
@@ -350,12 +350,12 @@ async def test_invalid_bodies_and_paths_get_their_documented_codes(
         sides = {f"{side}_expansion_ratio": 0.1 for side in ("up", "down", "left", "right")}
         sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": sides | body}
         headers = {"Authorization": f"Bearer {emulator.api_key}"}
-        async with http.post(emulator.url + path, headers=headers, **sent) as answer:
-            answered = await answer.json()
+        async with http.post(emulator.url + path, headers=headers, **sent) as response:
+            envelope = await response.json()
         (row,) = (row for row in ROWS if row.code == code)
-        assert (answer.status, answered["code"]) == (row.status, code)
-        assert words in answered["message"].lower()
-        assert answered["request_id"]
+        assert (response.status, envelope["code"]) == (row.status, code)
+        assert words in envelope["message"].lower()
+        assert envelope["request_id"]
 
 
 @virtual_time
@@ -363,8 +363,8 @@ async def test_a_wrong_http_method_is_refused_with_1202() -> None:
     """A wrong HTTP method on an existing path is refused with 1202."""
     async with emulated() as (emulator, _), aiohttp.ClientSession() as http:
         headers = {"Authorization": f"Bearer {emulator.api_key}"}
-        async with http.delete(emulator.url + EDITING, headers=headers) as answer:
-            assert (answer.status, (await answer.json())["code"]) == (404, 1202)
+        async with http.delete(emulator.url + EDITING, headers=headers) as response:
+            assert (response.status, (await response.json())["code"]) == (404, 1202)
 
 
 @pytest.mark.parametrize("dialect", ["editing", "direction"])
@@ -442,7 +442,7 @@ OPEN: list[Callable[[KlingClient], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("row", [row for row in PASSING if row.code != 1303], ids=lambda row: str(row.code))
+@pytest.mark.parametrize("row", [row for row in TRANSIENT if row.code != 1303], ids=lambda row: str(row.code))
 @pytest.mark.parametrize("call", OPEN)
 @virtual_time
 async def test_a_wait_survives_a_minute_of_refusals(row: Row, call: Callable[[KlingClient], Any]) -> None:

@@ -35,7 +35,7 @@ from support.raw_server import (
     resets,
     resets_early,
     resets_half_way,
-    says,
+    responds,
     sends,
     task,
 )
@@ -111,7 +111,7 @@ async def test_each_request_has_the_documented_headers() -> None:
 
 
 @pytest.mark.parametrize(
-    "refusal", [refuses(1003, 401), refuses(1004, 401), refuses(1000, 401), says(b"<p>401", 401)]
+    "refusal", [refuses(1003, 401), refuses(1004, 401), refuses(1000, 401), responds(b"<p>401", 401)]
 )
 @virtual_time
 async def test_a_refused_token_is_renewed(refusal: Step) -> None:
@@ -348,7 +348,7 @@ async def test_a_call_that_waits_for_the_rate_limit_can_be_cancelled() -> None:
 @virtual_time
 async def test_a_4xx_without_an_envelope_is_not_retried(status: int, page: bytes) -> None:
     """A 4xx without an envelope is not retried. The error has the status and the beginning of the body."""
-    async with loopback(says(page, status)) as server, opened(server) as session:
+    async with loopback(responds(page, status)) as server, opened(server) as session:
         with pytest.raises(APIError) as caught:
             await session.read("/x/1", codec.decode_task)
         assert (caught.value.status, caught.value.retryable, len(server.requests)) == (status, False, 1)
@@ -358,7 +358,7 @@ async def test_a_4xx_without_an_envelope_is_not_retried(status: int, page: bytes
 @virtual_time
 async def test_a_404_for_the_api_path_mentions_base_url() -> None:
     """A 404 for the API's own path leads to an error about `base_url`. A 404 for a task does not."""
-    async with loopback(says(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
+    async with loopback(responds(b"<h1>Not Found</h1>", 404)) as server, opened(server) as session:
         with pytest.raises(NotFound, match=f"base_url must be .*: {server.url} has no /v1/images/editing"):
             await session.read("/v1/images/editing/expand", codec.decode_tasks, params={"pageNum": 1})
         with pytest.raises(NotFound) as caught:
@@ -467,7 +467,7 @@ async def test_a_long_response_does_not_block_the_loop() -> None:
         {"task_id": str(n), "task_status": "succeed", "task_result": {"images": images}} for n in range(500)
     ]
     raw = json.dumps({"code": 0, "message": "", "request_id": "r", "data": tasks}).encode()
-    answer, longest = codec.Response(200, {}, raw), 0.0
+    response, longest = codec.Response(200, {}, raw), 0.0
 
     async def tick() -> None:
         nonlocal longest
@@ -478,7 +478,7 @@ async def test_a_long_response_does_not_block_the_loop() -> None:
 
     async with opened("http://127.0.0.1:9") as session:
         beside = asyncio.create_task(tick())
-        found = await session._open(answer, codec.decode_tasks, "/x", EventKind.LIST, 0.0)
+        found = await session._open(response, codec.decode_tasks, "/x", EventKind.LIST, 0.0)
         beside.cancel()
     assert len(found) == 500
     assert longest < 0.25  # seconds of this process; usually 0.05
@@ -488,7 +488,7 @@ async def test_a_long_response_does_not_block_the_loop() -> None:
 
 OK = b"HTTP/1.1 200 OK\r\n"
 BOMB = gzip.compress(bytes(40 << 20), 1)
-TERRIBLE: dict[str, Step] = {
+NETWORK_FAULTS: dict[str, Step] = {
     "reset": resets,
     "reset early": resets_early,
     "closed": closes,
@@ -502,32 +502,35 @@ TERRIBLE: dict[str, Step] = {
     "bad chunk": sends(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", close=True),
     "bad length": sends(OK + b"Content-Length: -1\r\n\r\n{}", close=True),
     "two lengths": sends(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", close=True),
-    "no gzip": says(b"this is not gzip", Content_Encoding="gzip"),
-    "half a gzip": says(gzip.compress(b"{}" * 999)[:20], Content_Encoding="gzip"),
-    "no deflate": says(b"\xff\xff\xff", Content_Encoding="deflate"),
-    "no brotli": says(b"\xff\xff\xff", Content_Encoding="br"),
-    "unknown coding": says(b"\xff\xff\xff", Content_Encoding="rot13"),
-    "a bomb": says(BOMB, Content_Encoding="gzip"),
+    "no gzip": responds(b"this is not gzip", Content_Encoding="gzip"),
+    "half a gzip": responds(gzip.compress(b"{}" * 999)[:20], Content_Encoding="gzip"),
+    "no deflate": responds(b"\xff\xff\xff", Content_Encoding="deflate"),
+    "no brotli": responds(b"\xff\xff\xff", Content_Encoding="br"),
+    "unknown coding": responds(b"\xff\xff\xff", Content_Encoding="rot13"),
+    "a bomb": responds(BOMB, Content_Encoding="gzip"),
     "long header": sends(OK + b"X: " + b"x" * 100_000 + b"\r\nContent-Length: 2\r\n\r\n{}", close=True),
     "many headers": sends(OK + b"X: x\r\n" * 50_000 + b"Content-Length: 2\r\n\r\n{}", close=True),
     "bad header": sends(OK + b"X\x00Y: x\r\nContent-Length: 2\r\n\r\n{}", close=True),
-    "html": says(b"<!DOCTYPE html><h1>Welcome</h1>"),
-    "empty": says(b""),
+    "html": responds(b"<!DOCTYPE html><h1>Welcome</h1>"),
+    "empty": responds(b""),
     "no content": sends(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "not modified": sends(b"HTTP/1.1 304 Not Modified\r\n\r\n"),
-    "utf-16": says('{"code":0}'.encode("utf-16")),
-    "latin": says(b'{"code":0,"message":"\xe9"}'),
+    "utf-16": responds('{"code":0}'.encode("utf-16")),
+    "latin": responds(b'{"code":0,"message":"\xe9"}'),
     "an upgrade": sends(b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n{}", close=True),
 }
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("name", TERRIBLE)
+@pytest.mark.parametrize("name", NETWORK_FAULTS)
 @virtual_time
 async def test_foreign_errors_are_converted(name: str, method: str) -> None:
     """A network failure or a faulty response raises a retryable error, and the session stays usable."""
     body = partial(Body, b'{"image":"', None, b'"}') if method == "POST" else None
-    async with loopback(*[TERRIBLE[name]] * 2, task()) as server, opened(server, read_timeout=5) as session:
+    async with (
+        loopback(*[NETWORK_FAULTS[name]] * 2, task()) as server,
+        opened(server, read_timeout=5) as session,
+    ):
         with pytest.raises((TransportError, ProtocolError)) as caught:
             await session.call(method, "/x", codec.decode_task, body=body)
         assert caught.value.retryable
@@ -542,7 +545,7 @@ async def test_foreign_errors_are_converted(name: str, method: str) -> None:
 async def test_no_redirect_is_followed(status: int) -> None:
     """A redirect is not followed, so neither the credentials nor the body are sent elsewhere."""
     async with loopback(task()) as elsewhere:
-        moved = says(b"", status, Location=f"{elsewhere.url}/x?token=1")
+        moved = responds(b"", status, Location=f"{elsewhere.url}/x?token=1")
         async with loopback(moved) as server, opened(server) as session:
             for body in (None, partial(Body, b"{}")):
                 with pytest.raises(ConfigurationError, match="base_url") as caught:
@@ -756,7 +759,7 @@ async def test_no_request_is_made_after_the_deadline() -> None:
 async def test_a_read_survives_transient_failures() -> None:
     """A read survives a reset, a 5xx, HTML, a truncated response and a refusal in a row."""
     half = sends(OK + b"Content-Length: 500\r\n\r\n{", close=True)
-    steps = resets, refuses(5001, 503), says(b"<html>"), half, refuses(1302, 429), says(b"", 502)
+    steps = resets, refuses(5001, 503), responds(b"<html>"), half, refuses(1302, 429), responds(b"", 502)
     async with loopback(*steps, task()) as server, opened(server) as session:
         assert await session.read("/x", codec.decode_task, params={"pageNum": 1}) == DONE
         assert len(server.requests) >= 7

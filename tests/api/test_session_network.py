@@ -50,7 +50,7 @@ def address(url: str) -> str:
 
 
 @asynccontextmanager
-async def behind(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient]:
+async def client_behind_proxy(emulator: Emulator, **client: Any) -> AsyncIterator[KlingClient]:
     """Open a client that reaches the emulator by a name that only a proxy can resolve."""
     options: dict[str, Any] = {"base_url": NOWHERE, "clock": loop_clock, "connect_timeout": 2.0} | client
     async with KlingClient(api_key=emulator.api_key, **options) as kling:
@@ -85,7 +85,7 @@ async def test_the_proxy_of_the_environment_is_used(
     """A whole job goes through the proxy: the create, the polls and the download."""
     async with hidden() as (emulator, proxy):
         environ.setenv(name, f"{scheme}{address(proxy.url)}")
-        async with behind(emulator) as kling:
+        async with client_behind_proxy(emulator) as kling:
             result = await kling.expand(PHOTO, WIDER)
             assert len(await result.save(tmp_path)) == 1
         methods = [(line.split()[0], "/files/" in line) for line in proxy.lines]
@@ -98,7 +98,7 @@ async def test_an_argument_beats_the_environment(environ: pytest.MonkeyPatch) ->
     environ.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     environ.setenv("NO_PROXY", "kling.invalid")
     async with hidden() as (emulator, proxy):
-        async with behind(emulator, proxy=proxy.url) as kling:
+        async with client_behind_proxy(emulator, proxy=proxy.url) as kling:
             assert await kling.list() == ()
         assert len(proxy.heads) == 1
 
@@ -110,7 +110,7 @@ async def test_no_proxy_is_obeyed(no_proxy: str, environ: pytest.MonkeyPatch, tm
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         environ.setenv("HTTP_PROXY", proxy.url)
         environ.setenv("NO_PROXY", no_proxy.format(port=address(emulator.url)))
-        async with behind(emulator, base_url=emulator.url) as kling:
+        async with client_behind_proxy(emulator, base_url=emulator.url) as kling:
             await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
         assert proxy.heads == []
 
@@ -133,7 +133,7 @@ async def test_a_netrc_is_never_read(environ: pytest.MonkeyPatch, tmp_path: Path
     environ.setenv("NETRC", str(netrc))
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         environ.setenv("HTTP_PROXY", proxy.url)
-        async with behind(emulator, base_url=emulator.url) as kling:
+        async with client_behind_proxy(emulator, base_url=emulator.url) as kling:
             await (await kling.expand(PHOTO, WIDER)).save(tmp_path / "out")
         assert proxy.heads
         hidden = b64encode(b"me:of-the-netrc").decode()
@@ -158,7 +158,7 @@ async def test_a_proxy_password_is_sent_only_to_the_proxy(tmp_path: Path) -> Non
     """The password is sent to the proxy for calls and downloads, and no representation shows it."""
     async with hidden(login="me:pass-word") as (emulator, proxy):
         url = proxy.url.replace("//", "//me:pass-word@")
-        async with behind(emulator, proxy=url) as kling:
+        async with client_behind_proxy(emulator, proxy=url) as kling:
             await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
             assert "pass-word" not in repr(kling) + repr(kling.settings)
         assert all("proxy-authorization" in head.headers for head in proxy.heads)
@@ -167,7 +167,10 @@ async def test_a_proxy_password_is_sent_only_to_the_proxy(tmp_path: Path) -> Non
 @virtual_time
 async def test_a_407_says_what_to_do() -> None:
     """A 407 says what to do, is not retried, and shows that the create was not sent."""
-    async with hidden(login="me:pass-word") as (emulator, proxy), behind(emulator, proxy=proxy.url) as kling:
+    async with (
+        hidden(login="me:pass-word") as (emulator, proxy),
+        client_behind_proxy(emulator, proxy=proxy.url) as kling,
+    ):
         with pytest.raises(TransportError, match="credentials: give http://user:password@") as caught:
             await kling.expand(PHOTO, WIDER)
         assert (caught.value.sent, caught.value.retryable) == (False, False)
@@ -315,7 +318,9 @@ async def test_headers_of_the_settings_are_sent_only_to_the_api(tmp_path: Path) 
     """Headers of the settings are added to each call. Neither they nor the key are sent with a download."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         headers = {"X-Relay-Key": "relay-secret", "User-Agent": "mine/1"}
-        async with behind(emulator, base_url=emulator.url, proxy=proxy.url, headers=headers) as kling:
+        async with client_behind_proxy(
+            emulator, base_url=emulator.url, proxy=proxy.url, headers=headers
+        ) as kling:
             assert "relay-secret" not in repr(kling.settings)
             await (await kling.expand(PHOTO, WIDER)).save(tmp_path)
         for head in proxy.heads:

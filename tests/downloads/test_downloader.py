@@ -23,7 +23,16 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from support.scripted_server import Handler, Server, answers, cuts, hangs, redirects, sends_raw, serves_ranges
+from support.scripted_server import (
+    Handler,
+    Server,
+    cuts,
+    hangs,
+    redirects,
+    responds,
+    sends_raw,
+    serves_ranges,
+)
 from yarl import URL
 
 from kling_expand.config import Settings
@@ -152,7 +161,7 @@ async def test_images_are_saved_by_index_with_their_own_suffix(tmp_path: Path) -
     """Paths are returned by index, whatever the service's order, and no other file is left."""
     jpeg, webp = picture("JPEG"), picture("WEBP")
     async with started() as (server, downloads):
-        urls = [server.on(f"/{n}.bin", answers(body)) for n, body in enumerate([PNG, jpeg, webp])]
+        urls = [server.on(f"/{n}.bin", responds(body)) for n, body in enumerate([PNG, jpeg, webp])]
         images = tuple(Image(n, urls[n]) for n in (2, 0, 1))
         paths = await downloads.save(
             Task(TASK_ID, "succeed", images=images), tmp_path / "new" / "deep", SaveOptions(name="dog")
@@ -166,8 +175,8 @@ async def test_a_watermarked_picture_is_saved_beside_the_plain_one(tmp_path: Pat
     """Each file has the suffix of its own format, and one path is returned for each image."""
     jpeg = picture("JPEG")
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)), watermarks=True)
-        server.on("/a-marked", answers(jpeg))
+        one = task(server.on("/a", responds(PNG)), watermarks=True)
+        server.on("/a-marked", responds(jpeg))
         paths = await downloads.save(one, tmp_path)
     assert (tmp_path / f"{TASK_ID}-0.png",) == paths
     assert {f"{TASK_ID}-0.png": PNG, f"{TASK_ID}-0-watermark.jpg": jpeg} == files(tmp_path)
@@ -177,7 +186,7 @@ async def test_a_watermarked_picture_is_saved_beside_the_plain_one(tmp_path: Pat
 async def test_images_with_the_same_index_become_two_files(tmp_path: Path) -> None:
     """Two images with the same index become two files."""
     async with started() as (server, downloads):
-        urls = [server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1)))]
+        urls = [server.on("/a", responds(PNG)), server.on("/b", responds(picture(seed=1)))]
         images = tuple(Image(0, url) for url in urls)
         paths = await downloads.save(Task(TASK_ID, "succeed", images=images), tmp_path, SaveOptions(name="x"))
     assert [tmp_path / "x-0.png", tmp_path / "x-1.png"] == list(paths)
@@ -189,12 +198,12 @@ async def test_a_big_picture_is_written_in_batches(tmp_path: Path) -> None:
     big = picture(size=1100)
 
     async def streamed(request: web.BaseRequest) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        answer.enable_chunked_encoding()
-        await answer.prepare(request)
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
         for start in range(0, len(big), 70_000):
-            await answer.write(big[start : start + 70_000])
-        return answer
+            await response.write(big[start : start + 70_000])
+        return response
 
     async with started() as (server, downloads):
         await downloads.save(task(server.on("/a", streamed)), tmp_path / "a.png")
@@ -206,7 +215,7 @@ async def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> Non
     """A result has the permissions of any new file, and not those of a temporary file."""
     (tmp_path / "ordinary").touch()
     async with started() as (server, downloads):
-        [path] = await downloads.save(task(server.on("/a", answers(PNG))), tmp_path)
+        [path] = await downloads.save(task(server.on("/a", responds(PNG))), tmp_path)
     assert (tmp_path / "ordinary").stat().st_mode == path.stat().st_mode
 
 
@@ -215,9 +224,9 @@ async def test_a_compressed_response_is_decompressed(tmp_path: Path) -> None:
     """A response that is compressed despite ``Accept-Encoding: identity`` is decompressed."""
 
     async def squeezed(_request: web.BaseRequest) -> web.StreamResponse:
-        answer = web.Response(body=PNG, headers={"ETag": '"1"'})
-        answer.enable_compression(web.ContentCoding.gzip)
-        return answer
+        response = web.Response(body=PNG, headers={"ETag": '"1"'})
+        response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async with started() as (server, downloads):
         await downloads.save(task(server.on("/a", squeezed)), tmp_path / "a.png")
@@ -250,11 +259,11 @@ async def test_open_files_are_bounded_over_all_tasks(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ faulty responses
 
 
-PASSING: dict[str, Handler] = {
-    "HTML under 200": answers(b"<html><body>please wait</body></html>", Content_Type="image/png"),
-    "nothing": answers(b""),
-    "few bytes": answers(PNG[:5]),
-    "cut short under its right length": answers(PNG[:-1]),
+TRANSIENT: dict[str, Handler] = {
+    "HTML under 200": responds(b"<html><body>please wait</body></html>", Content_Type="image/png"),
+    "nothing": responds(b""),
+    "few bytes": responds(PNG[:5]),
+    "cut short under its right length": responds(PNG[:-1]),
     "cut in the middle": cuts(PNG, 5000),
     "cut before the first byte": cuts(PNG, 0),
     "no length and cut": sends_raw("HTTP/1.1 200 OK", PNG[:-20]),
@@ -263,31 +272,31 @@ PASSING: dict[str, Handler] = {
     "not HTTP": sends_raw("SSH-2.0-OpenSSH_9.9"),
     "an endless header": sends_raw("HTTP/1.1 200 OK\nX-Long: " + "x" * 100_000),
     "reset": sends_raw(""),
-    "500": answers(b"sorry", 500),
-    "503 with a date that is none": answers(b"", 503, Retry_After="soon"),
-    "204": answers(b"", 204),
-    "429": answers(b"slow down", 429),
-    "a part that was not requested": answers(
+    "500": responds(b"sorry", 500),
+    "503 with a date that is none": responds(b"", 503, Retry_After="soon"),
+    "204": responds(b"", 204),
+    "429": responds(b"slow down", 429),
+    "a part that was not requested": responds(
         PNG[10:], 206, Content_Range=f"bytes 10-{len(PNG) - 1}/{len(PNG)}"
     ),
-    "a redirect to nowhere": answers(b"", 302),
+    "a redirect to nowhere": responds(b"", 302),
     "silence": hangs,
-    "an unknown encoding": answers(PNG, Content_Encoding="gzip"),
+    "an unknown encoding": responds(PNG, Content_Encoding="gzip"),
 }
 
 
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
 @pytest.mark.parametrize("times", [1, 3])
 @virtual_time
 async def test_a_faulty_response_is_retried(tmp_path: Path, fault: Handler, times: int) -> None:
     """After any faulty response, the next complete picture is saved."""
     async with started() as (server, downloads):
-        url = server.on("/a", *[fault] * times, answers(PNG))
+        url = server.on("/a", *[fault] * times, responds(PNG))
         await downloads.save(task(url), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": PNG}
 
 
-@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+@pytest.mark.parametrize("fault", TRANSIENT.values(), ids=TRANSIENT.keys())
 @virtual_time
 async def test_lasting_faults_raise_a_download_error(tmp_path: Path, fault: Handler) -> None:
     """After `retry_timeout`, a `DownloadError` has the task's ids, and no file is left."""
@@ -304,7 +313,7 @@ async def test_lasting_faults_raise_a_download_error(tmp_path: Path, fault: Hand
 async def test_an_unreachable_server_is_given_up(tmp_path: Path) -> None:
     """A refused connection is retried, and finally raises a `DownloadError`."""
     async with Server().running() as server:
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
 
     async def refresh(_task_id: str) -> Task:
         return task(url)
@@ -330,7 +339,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 
     async def noted(_request: web.BaseRequest) -> web.StreamResponse:
         times.append(asyncio.get_running_loop().time())
-        return await (answers(b"", 429, **headers) if len(times) == 1 else answers(PNG))(_request)
+        return await (responds(b"", 429, **headers) if len(times) == 1 else responds(PNG))(_request)
 
     async with started() as (server, downloads):
         await downloads.save(task(server.on("/a", noted)), tmp_path)
@@ -341,7 +350,7 @@ async def test_retry_after_is_obeyed(tmp_path: Path, headers: dict[str, str], wa
 async def test_a_wait_beyond_retry_timeout_is_not_started(tmp_path: Path) -> None:
     """A requested wait that is longer than `retry_timeout` ends the download at once."""
     async with started(retry_timeout=10.0) as (server, downloads):
-        url = server.on("/a", answers(b"", 503, Retry_After="11"))
+        url = server.on("/a", responds(b"", 503, Retry_After="11"))
         with pytest.raises(DownloadError, match="HTTP 503"):
             await downloads.save(task(url), tmp_path)
         assert len(server.requests) == 1
@@ -353,8 +362,8 @@ async def test_one_bad_image_does_not_affect_the_others(tmp_path: Path) -> None:
     """The other images are saved before the error is raised."""
     async with started(retry_timeout=5.0) as (server, downloads):
         urls = [
-            server.on("/a", answers(b"", 500)),
-            server.on("/b", answers(b"", 500, Retry_After="1"), answers(PNG)),
+            server.on("/a", responds(b"", 500)),
+            server.on("/b", responds(b"", 500, Retry_After="1"), responds(PNG)),
         ]
         with pytest.raises(DownloadError):
             await downloads.save(task(*urls), tmp_path, SaveOptions(name="x"))
@@ -406,34 +415,34 @@ OTHER = picture(seed=9)
 REST = f"bytes 5000-{len(PNG) - 1}/{len(PNG)}"
 PLAUSIBLE = bytes(len(PNG) - 5012) + PNG[-12:]  # as long as the rest, and with the end of a picture
 WRONG: dict[str, Handler] = {
-    "from elsewhere, but as long": answers(
+    "from elsewhere, but as long": responds(
         PLAUSIBLE, 206, Content_Range=f"bytes 4000-{len(PNG) - 1001}/{len(PNG)}"
     ),
-    "of another size, and whole": answers(
+    "of another size, and whole": responds(
         b"!" + PLAUSIBLE, 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"
     ),
-    "ignored": answers(PNG, ETag='"v1"'),
-    "another file, whole": answers(OTHER, ETag='"v2"'),
-    "another file's rest": answers(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
-    "from elsewhere": answers(PNG[4000:], 206, Content_Range=f"bytes 4000-{len(PNG) - 1}/{len(PNG)}"),
-    "of another size": answers(PNG[5000:], 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"),
-    "without a range": answers(PNG[5000:], 206),
-    "a number no machine holds": answers(PNG[5000:], 206, Content_Range=f"bytes {'9' * 5000}-1/2"),
-    "a range that is none": answers(PNG[5000:], 206, Content_Range="bytes 5000-"),
-    "too much": answers(PNG[5000:] + b"more", 206, Content_Range=REST),
-    "HTML": answers(b"<html>", 206, Content_Range=REST),
-    "zipped": answers(PNG[5000:], 206, Content_Range=REST, Content_Encoding="gzip"),
-    "416": answers(b"", 416, Content_Range=f"bytes */{len(PNG)}"),
-    "HTML instead": answers(b"<html>not now</html>"),
+    "ignored": responds(PNG, ETag='"v1"'),
+    "another file, whole": responds(OTHER, ETag='"v2"'),
+    "another file's rest": responds(OTHER[5000:], 206, ETag='"v2"', Content_Range=REST),
+    "from elsewhere": responds(PNG[4000:], 206, Content_Range=f"bytes 4000-{len(PNG) - 1}/{len(PNG)}"),
+    "of another size": responds(PNG[5000:], 206, Content_Range=f"bytes 5000-{len(PNG)}/{len(PNG) + 1}"),
+    "without a range": responds(PNG[5000:], 206),
+    "a number no machine holds": responds(PNG[5000:], 206, Content_Range=f"bytes {'9' * 5000}-1/2"),
+    "a range that is none": responds(PNG[5000:], 206, Content_Range="bytes 5000-"),
+    "too much": responds(PNG[5000:] + b"more", 206, Content_Range=REST),
+    "HTML": responds(b"<html>", 206, Content_Range=REST),
+    "zipped": responds(PNG[5000:], 206, Content_Range=REST, Content_Encoding="gzip"),
+    "416": responds(b"", 416, Content_Range=f"bytes */{len(PNG)}"),
+    "HTML instead": responds(b"<html>not now</html>"),
 }
 
 
-@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize("handler", WRONG.values(), ids=WRONG.keys())
 @virtual_time
-async def test_a_wrong_response_to_a_range_request_is_discarded(tmp_path: Path, answer: Handler) -> None:
+async def test_a_wrong_response_to_a_range_request_is_discarded(tmp_path: Path, handler: Handler) -> None:
     """Whatever response follows a range request, the file is one picture and not a mixture of two."""
     async with started() as (server, downloads):
-        url = server.on("/a", cuts(PNG, 5000, ETag='"v1"'), answer, answers(PNG, ETag='"v1"'))
+        url = server.on("/a", cuts(PNG, 5000, ETag='"v1"'), handler, responds(PNG, ETag='"v1"'))
         [path] = await downloads.save(task(url), tmp_path / "a.png")
     assert path.read_bytes() in {PNG, OTHER}
     assert [*files(tmp_path)] == ["a.png"]
@@ -447,8 +456,8 @@ async def test_a_server_may_send_the_rest_in_pieces(tmp_path: Path) -> None:
         url = server.on(
             "/a",
             cuts(PNG, 1000, ETag='"v1"'),
-            answers(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
-            answers(PNG[2000:], 206, Content_Range=f"bytes 2000-{size - 1}/*"),
+            responds(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            responds(PNG[2000:], 206, Content_Range=f"bytes 2000-{size - 1}/*"),
         )
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, "bytes=1000-", "bytes=2000-"]
@@ -463,7 +472,7 @@ async def test_a_range_response_may_give_the_total_size(tmp_path: Path) -> None:
         url = server.on(
             "/a",
             sends_raw('HTTP/1.1 200 OK\nETag: "v1"\nTransfer-Encoding: chunked', b"ffff\r\n" + PNG[:1000]),
-            answers(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
+            responds(PNG[1000:2000], 206, Content_Range=f"bytes 1000-1999/{size}"),
             serves_ranges(PNG, ETag='"v1"'),
         )
         await downloads.save(task(url), tmp_path / "a.png")
@@ -471,9 +480,9 @@ async def test_a_range_response_may_give_the_total_size(tmp_path: Path) -> None:
     assert files(tmp_path) == {"a.png": PNG}
 
 
-SPOILED: dict[str, Handler] = {
-    "HTML": answers(b"<html>please wait</html>", ETag='"v1"'),
-    "cut short": answers(PNG[:-1], ETag='"v1"'),
+UNUSABLE: dict[str, Handler] = {
+    "HTML": responds(b"<html>please wait</html>", ETag='"v1"'),
+    "cut short": responds(PNG[:-1], ETag='"v1"'),
     "compressed and cut": sends_raw(
         'HTTP/1.1 200 OK\nETag: "v1"\nContent-Encoding: gzip\nContent-Length: 99999',
         zlib.compress(PNG, wbits=31)[:9000],
@@ -481,12 +490,12 @@ SPOILED: dict[str, Handler] = {
 }
 
 
-@pytest.mark.parametrize("answer", SPOILED.values(), ids=SPOILED.keys())
+@pytest.mark.parametrize("handler", UNUSABLE.values(), ids=UNUSABLE.keys())
 @virtual_time
-async def test_bytes_that_are_no_picture_are_not_resumed(tmp_path: Path, answer: Handler) -> None:
+async def test_bytes_that_are_no_picture_are_not_resumed(tmp_path: Path, handler: Handler) -> None:
     """Bytes that are not the beginning of the picture are discarded, even with a strong entity tag."""
     async with started() as (server, downloads):
-        url = server.on("/a", answer, serves_ranges(PNG, ETag='"v1"'))
+        url = server.on("/a", handler, serves_ranges(PNG, ETag='"v1"'))
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Range") == [None, None]
     assert files(tmp_path) == {"a.png": PNG}
@@ -504,10 +513,10 @@ async def test_expired_urls_cost_one_read_of_the_task(tmp_path: Path, status: in
     async def refresh(task_id: str) -> Task:
         lookups.append(task_id)
         await asyncio.sleep(1)
-        return task(*(server.on(f"/fresh{n}", answers(PNG)) for n in range(9)))
+        return task(*(server.on(f"/fresh{n}", responds(PNG)) for n in range(9)))
 
     async with started(refresh=refresh) as (server, downloads):
-        stale = task(*(server.on(f"/stale{n}", answers(b"<Error/>", status)) for n in range(9)))
+        stale = task(*(server.on(f"/stale{n}", responds(b"<Error/>", status)) for n in range(9)))
         await downloads.save(stale, tmp_path)
     assert lookups == [TASK_ID]
     assert len(files(tmp_path)) == 9
@@ -520,10 +529,10 @@ async def test_an_out_of_date_response_is_read_again(tmp_path: Path, status: str
 
     async def refresh(_task_id: str) -> Task:
         lags = asyncio.get_running_loop().time() < 5
-        return Task(TASK_ID, status) if lags else task(server.on("/fresh", answers(PNG)))
+        return Task(TASK_ID, status) if lags else task(server.on("/fresh", responds(PNG)))
 
     async with started(refresh=refresh) as (server, downloads):
-        await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
+        await downloads.save(task(server.on("/a", responds(b"", 403))), tmp_path)
     assert len(files(tmp_path)) == 1
 
 
@@ -536,7 +545,7 @@ async def test_only_a_task_that_has_ended_expires(tmp_path: Path) -> None:
 
     async with started(refresh=refresh) as (server, downloads):
         with pytest.raises(DownloadError, match="as it was before its end; save it again later") as caught:
-            await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
+            await downloads.save(task(server.on("/a", responds(b"", 403))), tmp_path)
     assert not isinstance(caught.value, ResultExpired)
 
 
@@ -546,13 +555,13 @@ async def test_an_unreachable_host_costs_one_read_of_the_task(tmp_path: Path, *,
     """A refused connection leads to one read of the task, and its URL is used at once."""
     lookups: list[str] = []
     async with Server().running() as gone:
-        urls = [gone.on(f"/old{n}", answers(PNG)) for n in range(3)]
+        urls = [gone.on(f"/old{n}", responds(PNG)) for n in range(3)]
 
     async def refresh(task_id: str) -> Task:
         lookups.append(task_id)
         if not moved:
             raise ServerError("down", code=5000)
-        return task(*(server.on(f"/new{n}", answers(PNG)) for n in range(3)))
+        return task(*(server.on(f"/new{n}", responds(PNG)) for n in range(3)))
 
     async with started(refresh=refresh, retry_timeout=5.0) as (server, downloads):
         if moved:
@@ -579,14 +588,14 @@ async def test_a_refused_fresh_url_ends_the_download(
 
     async with started(refresh=refresh) as (server, downloads):
         with pytest.raises(DownloadError) as caught:
-            await downloads.save(task(server.on("/a", answers(b"", status))), tmp_path)
+            await downloads.save(task(server.on("/a", responds(b"", status))), tmp_path)
         assert len(server.requests) == 2
     assert (kind, TASK_ID, EXTERNAL_ID) == (type(caught.value), *blames(caught.value))
     assert files(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("response", "kind"),
     [
         (Task(TASK_ID, "succeed"), ResultExpired),
         (TaskNotFound("Task not found by id", code=1201), ResultExpired),
@@ -595,19 +604,19 @@ async def test_a_refused_fresh_url_ends_the_download(
 )
 @virtual_time
 async def test_a_failed_read_of_the_task_is_raised(
-    tmp_path: Path, answer: Any, kind: type[KlingError]
+    tmp_path: Path, response: Any, kind: type[KlingError]
 ) -> None:
     """A task that is unknown or has no images counts as expired. Other errors are raised with the ids."""
 
     async def refresh(_task_id: str) -> Task:
-        if isinstance(answer, Exception):
-            raise answer
-        found: Task = answer
+        if isinstance(response, Exception):
+            raise response
+        found: Task = response
         return found
 
     async with started(refresh=refresh) as (server, downloads):
         with pytest.raises(kind) as caught:
-            await downloads.save(task(server.on("/a", answers(b"", 403))), tmp_path)
+            await downloads.save(task(server.on("/a", responds(b"", 403))), tmp_path)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert ("fresh=True" in str(caught.value)) == (kind is ResultExpired)
     assert files(tmp_path) == {}
@@ -635,7 +644,7 @@ async def test_no_credential_is_sent_with_a_download(tmp_path: Path, status: int
         server, downloads = one
         jar.update_cookies({"token": "secret"}, URL(server.url))
         async with Server().running() as other:
-            there = other.on("/b", answers(PNG))
+            there = other.on("/b", responds(PNG))
             await downloads.save(task(server.on("/a", redirects(there, status))), tmp_path / "a.png")
             sent = [*server.requests, *other.requests]
     assert files(tmp_path) == {"a.png": PNG}
@@ -657,7 +666,7 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for auth in (aiohttp.BasicAuth("me", "top-secret"), None):
         async with started(session={"trust_env": True, "auth": auth}) as (server, downloads):
-            one = task(server.on("/a", answers(PNG)))
+            one = task(server.on("/a", responds(PNG)))
             await downloads.save(one, tmp_path / "a.png", SaveOptions(overwrite=True))
             assert server.heads("Authorization") == [None]
 
@@ -666,8 +675,8 @@ async def test_neither_the_sessions_auth_nor_a_netrc_is_sent(
 async def test_a_proxy_of_the_session_is_used_without_its_headers(tmp_path: Path) -> None:
     """The session's proxy is used, but neither the proxy nor the server receives the default headers."""
     async with Server().running() as proxy:
-        proxy.on("/a", answers(PNG))
-        proxy.on("*", answers(b"", 502))  # a CONNECT request has no path
+        proxy.on("/a", responds(PNG))
+        proxy.on("*", responds(b"", 502))  # a CONNECT request has no path
         async with started(session={"proxy": proxy.url, "headers": SECRETS}, retry_timeout=1.0) as (
             _,
             downloads,
@@ -684,7 +693,7 @@ async def test_a_proxy_of_the_session_is_used_without_its_headers(tmp_path: Path
 async def test_a_password_in_a_url_is_not_sent(tmp_path: Path) -> None:
     """Credentials in a URL, from the service or a redirect, are not sent."""
     async with started() as (server, downloads):
-        there = server.on("/b", answers(PNG)).replace("//", "//user:password@")
+        there = server.on("/b", responds(PNG)).replace("//", "//user:password@")
         url = server.on("/a", redirects(there)).replace("//", "//user:password@")
         await downloads.save(task(url), tmp_path / "a.png")
         assert server.heads("Authorization") == [None, None]
@@ -695,7 +704,7 @@ async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
     """The escapes in a signed URL are not changed, even after a redirect."""
     query = "?sig=a%2Fb%2bc%3D&x=%7E~+%20&empty="
     async with started() as (server, downloads):
-        server.on("/b", answers(PNG))
+        server.on("/b", responds(PNG))
         url = server.on("/a", redirects(f"/b{query}"))
         await downloads.save(task(f"{url}{query}"), tmp_path)
         assert [f"/a{query}", f"/b{query}"] == [request.raw_path for request in server.requests]
@@ -705,7 +714,7 @@ async def test_a_signed_url_is_sent_as_it_is(tmp_path: Path) -> None:
 async def test_a_url_with_letters_of_any_script_is_fetched(tmp_path: Path) -> None:
     """A URL with characters outside ASCII is encoded."""
     async with started() as (server, downloads):
-        server.on("/ein Bär", answers(PNG))
+        server.on("/ein Bär", responds(PNG))
         await downloads.save(task(f"{server.url}/ein Bär"), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": PNG}
 
@@ -743,8 +752,8 @@ async def test_only_http_is_fetched(tmp_path: Path, url: str, *, hop: bool) -> N
             if hop
             else url
         )
-        server.on("/a.png", answers(b"", 503))  # the target of relative URLs
-        server.on("/", answers(b"", 503))
+        server.on("/a.png", responds(b"", 503))  # the target of relative URLs
+        server.on("/", responds(b"", 503))
         with pytest.raises((DownloadError, ResultExpired)) as caught:
             await downloads.save(task(first), tmp_path)
         assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
@@ -757,7 +766,7 @@ async def test_at_most_five_redirects_are_followed(tmp_path: Path) -> None:
     async with started() as (server, downloads):
         for n in range(MAX_REDIRECTS + 1):
             server.on(f"/{n}", redirects(f"/{n + 1}"))
-        server.on(f"/{MAX_REDIRECTS + 1}", answers(PNG))
+        server.on(f"/{MAX_REDIRECTS + 1}", responds(PNG))
         await downloads.save(task(f"{server.url}/1"), tmp_path)
         with pytest.raises(DownloadError, match="redirects"):
             await downloads.save(task(f"{server.url}/0"), tmp_path / "other")
@@ -775,8 +784,8 @@ def _shown(error: BaseException) -> str:
 async def test_no_query_is_in_a_traceback(tmp_path: Path) -> None:
     """The signature in a URL is a secret, which neither an error nor any of its causes contains."""
     faults = [
-        *PASSING.values(),
-        answers(b"", 403),
+        *TRANSIENT.values(),
+        responds(b"", 403),
         redirects("ftp://h/?sig=secret"),
         redirects("http://[?sig=secret"),
     ]
@@ -826,7 +835,7 @@ async def test_a_full_disk_is_raised_and_leaves_nothing(tmp_path: Path, room: in
     big = picture(size=1100)
     assert len(big) > room
     async with started() as (server, downloads):
-        url = server.on("/a", answers(big))
+        url = server.on("/a", responds(big))
         with file_size_limit(room), pytest.raises(DownloadError, match=os.strerror(errno.EFBIG)) as caught:
             await downloads.save(task(url), tmp_path)
         assert len(server.requests) == 1
@@ -839,7 +848,7 @@ async def test_a_full_disk_is_raised_and_leaves_nothing(tmp_path: Path, room: in
 async def test_a_directory_without_write_access_is_raised(tmp_path: Path) -> None:
     """The error is raised before a request is sent."""
     async with started() as (server, downloads):
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
         for target in ("/proc", "/proc/self/new"):
             with pytest.raises(DownloadError, match="cannot be written"):
                 await downloads.save(task(url), target)
@@ -852,7 +861,7 @@ async def test_a_file_where_a_directory_is_needed_is_raised(tmp_path: Path) -> N
     """The existing file is not changed."""
     (tmp_path / "out").write_text("mine")
     async with started() as (server, downloads):
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
         for target in (tmp_path / "out", tmp_path / "out" / "deeper", f"{tmp_path}/out/{{index}}{{ext}}"):
             with pytest.raises(DownloadError, match="cannot be written"):
                 await downloads.save(task(url), target)
@@ -866,7 +875,7 @@ async def test_a_directory_at_the_target_is_kept(tmp_path: Path, *, overwrite: b
     (tmp_path / "x-0.png").mkdir()
     options = SaveOptions(name="x", overwrite=overwrite)
     async with started() as (server, downloads):
-        saving = downloads.save(task(server.on("/a", answers(PNG))), tmp_path, options)
+        saving = downloads.save(task(server.on("/a", responds(PNG))), tmp_path, options)
         if overwrite:
             with pytest.raises(DownloadError, match="cannot be written"):
                 await saving
@@ -884,7 +893,7 @@ async def test_a_link_at_the_target_is_not_followed(tmp_path: Path, *, overwrite
     (tmp_path / "out" / "x-0.png").symlink_to(tmp_path / "precious")
     options = SaveOptions(name="x", overwrite=overwrite)
     async with started() as (server, downloads):
-        [path] = await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out", options)
+        [path] = await downloads.save(task(server.on("/a", responds(PNG))), tmp_path / "out", options)
     assert (tmp_path / "precious").read_text() == "mine"
     assert path.name == ("x-0.png" if overwrite else f"x-0-{TASK_ID}.png")
     assert path.read_bytes() == PNG
@@ -894,7 +903,7 @@ async def test_a_link_at_the_target_is_not_followed(tmp_path: Path, *, overwrite
 # ------------------------------------------------------------------ names that are taken
 
 
-def another(number: int, *urls: str) -> Task:
+def numbered_task(number: int, *urls: str) -> Task:
     """Return a task with another id."""
     return evolve(task(*urls), task_id=f"other-{number}")
 
@@ -907,8 +916,8 @@ async def test_no_task_replaces_the_picture_of_another(tmp_path: Path) -> None:
     """The first task gets the name. The other tasks append their ids to the names of all their pictures."""
     bodies = [picture(seed=number) for number in range(6)]
     async with started() as (server, downloads):
-        urls = [server.on(f"/{number}", answers(body)) for number, body in enumerate(bodies)]
-        tasks = [another(number, *urls[2 * number : 2 * number + 2]) for number in range(3)]
+        urls = [server.on(f"/{number}", responds(body)) for number, body in enumerate(bodies)]
+        tasks = [numbered_task(number, *urls[2 * number : 2 * number + 2]) for number in range(3)]
         for each in tasks:
             await downloads.save(each, tmp_path, X)
     named = {"x-0.png": 0, "x-1.png": 1}
@@ -922,8 +931,8 @@ async def test_concurrent_tasks_keep_their_files_apart(tmp_path: Path, clients: 
     """Ten tasks with one name and equal pictures, in one or two clients, become twenty files."""
     async with started() as (server, first):
         downloads = [first, make_downloads(first._http)][:clients]
-        urls = [server.on(f"/{number}", answers(PNG)) for number in (0, 1)]
-        tasks = [another(number, *urls) for number in range(10)]
+        urls = [server.on(f"/{number}", responds(PNG)) for number in (0, 1)]
+        tasks = [numbered_task(number, *urls) for number in range(10)]
         saves = [downloads[n % clients].save(each, tmp_path, X) for n, each in enumerate(tasks)]
         saved = await asyncio.gather(*saves)
         again = await asyncio.gather(*(make_downloads(first._http).save(each, tmp_path, X) for each in tasks))
@@ -958,7 +967,7 @@ async def test_concurrent_processes_keep_their_files_apart(tmp_path: Path) -> No
 
     async def together(request: web.BaseRequest) -> web.StreamResponse:
         await meeting.wait()
-        return await answers(PNG)(request)
+        return await responds(PNG)(request)
 
     async with Server().running() as server:
         url = server.on("/a", together)
@@ -977,7 +986,7 @@ async def test_concurrent_processes_keep_their_files_apart(tmp_path: Path) -> No
 async def test_a_task_finds_its_own_pictures(tmp_path: Path) -> None:
     """A second save of a task downloads only pictures that are missing or were edited."""
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)), server.on("/b", answers(picture(seed=1))))
+        one = task(server.on("/a", responds(PNG)), server.on("/b", responds(picture(seed=1))))
         paths = await downloads.save(one, tmp_path, X)
         assert await make_downloads(downloads._http).save(one, tmp_path, X) == paths
         assert len(server.requests) == 2
@@ -998,7 +1007,7 @@ async def test_overwrite_replaces_whatever_has_the_name(tmp_path: Path) -> None:
     (tmp_path / "x-0.png").write_text("old")
     always = SaveOptions(name="x", overwrite=True)
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)))
+        one = task(server.on("/a", responds(PNG)))
         for _ in range(2):
             assert await downloads.save(one, tmp_path, always) == (tmp_path / "x-0.png",)
         assert len(server.requests) == 2
@@ -1016,18 +1025,20 @@ async def test_a_file_system_without_links_keeps_files_apart(
 
     monkeypatch.setattr(os, "link", refuse)
     async with started() as (server, downloads):
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
         reason = errno.EPERM
-        await asyncio.gather(*(downloads.save(another(number, url), tmp_path, X) for number in range(5)))
+        await asyncio.gather(
+            *(downloads.save(numbered_task(number, url), tmp_path, X) for number in range(5))
+        )
         assert len(files(tmp_path)) == 5
         assert set(files(tmp_path).values()) == {PNG}
         reason = errno.EIO
         with pytest.raises(DownloadError, match="no links here"):
-            await downloads.save(another(5, url), tmp_path, X)
+            await downloads.save(numbered_task(5, url), tmp_path, X)
         reason = errno.ENOTSUP
         monkeypatch.setattr(Path, "replace", refuse)
         with pytest.raises(DownloadError, match="no links here"):
-            await downloads.save(another(6, url), tmp_path, X)
+            await downloads.save(numbered_task(6, url), tmp_path, X)
     assert len(files(tmp_path)) == 5
 
 
@@ -1035,7 +1046,7 @@ async def test_a_file_system_without_links_keeps_files_apart(
 async def test_watermarked_pictures_are_saved_on_request(tmp_path: Path) -> None:
     """Without `watermark`, only the plain pictures are downloaded."""
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)), watermarks=True)
+        one = task(server.on("/a", responds(PNG)), watermarks=True)
         await downloads.save(one, tmp_path, SaveOptions(name="x", watermark=False))
         assert len(server.requests) == 1
     assert files(tmp_path) == {"x-0.png": PNG}
@@ -1050,7 +1061,7 @@ async def test_a_picture_never_has_the_suffix_of_another_format(tmp_path: Path, 
     """PNG bytes are not saved under the suffix of another format, and the error says what to do."""
     async with started() as (server, downloads):
         with pytest.raises(InvalidRequest, match=r"must end in \.png.*format=.* converts it") as caught:
-            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / target)
+            await downloads.save(task(server.on("/a", responds(PNG))), tmp_path / target)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
     assert files(tmp_path) == {}
 
@@ -1059,7 +1070,7 @@ async def test_a_picture_never_has_the_suffix_of_another_format(tmp_path: Path, 
 async def test_a_suffix_that_contradicts_the_wanted_format_costs_no_request(tmp_path: Path) -> None:
     """A contradiction between suffix and format is detected before the download."""
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)))
+        one = task(server.on("/a", responds(PNG)))
         with pytest.raises(InvalidRequest, match=r"must end in \.webp"):
             await downloads.save(one, tmp_path / "x.jpg", SaveOptions(format="webp"))
         assert server.requests == []
@@ -1070,7 +1081,7 @@ async def test_a_suffix_that_contradicts_the_wanted_format_costs_no_request(tmp_
 async def test_a_picture_is_converted_on_request(tmp_path: Path, wanted: str, ext: str) -> None:
     """The file has the requested format and suffix. A picture that already has the format is not changed."""
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)))
+        one = task(server.on("/a", responds(PNG)))
         [path] = await downloads.save(one, tmp_path, SaveOptions(name="x", format=wanted))
         assert await downloads.save(one, tmp_path, SaveOptions(name="x", format=wanted)) == (path,)
         assert len(server.requests) == 1
@@ -1087,7 +1098,7 @@ async def test_a_conversion_without_pillow_costs_no_request(
     """The error names the extra to install, and is raised before the download."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)))
+        one = task(server.on("/a", responds(PNG)))
         with pytest.raises(MissingExtra, match=r"kling-expand\[images\]"):
             await downloads.save(one, tmp_path, SaveOptions(format="png"))
         assert server.requests == []
@@ -1097,7 +1108,7 @@ async def test_a_conversion_without_pillow_costs_no_request(
 async def test_each_quality_is_a_file_of_its_own(tmp_path: Path) -> None:
     """A picture that was saved with one quality is not returned for another."""
     async with started() as (server, downloads):
-        one = task(server.on("/a", answers(PNG)))
+        one = task(server.on("/a", responds(PNG)))
         paths = [
             (await downloads.save(one, tmp_path, SaveOptions(name="x", format="jpeg", quality=quality)))[0]
             for quality in (30, 95)
@@ -1144,7 +1155,7 @@ async def test_a_complete_picture_is_read_in_chunks(tmp_path: Path) -> None:
 async def test_no_chunk_of_an_incomplete_picture_is_yielded(fault: str) -> None:
     """For an incomplete picture, `stream` raises an error with the ids before the first chunk."""
     async with started(retry_timeout=10.0) as (server, downloads):
-        chunks = downloads.stream(task(server.on("/a", PASSING[fault])), 0)
+        chunks = downloads.stream(task(server.on("/a", TRANSIENT[fault])), 0)
         with pytest.raises(DownloadError) as caught:
             await anext(chunks)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
@@ -1159,7 +1170,7 @@ async def test_a_read_has_a_deadline_and_ends_early() -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             await anext(chunks)
         assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
-        chunks = downloads.stream(task(server.on("/b", answers(big))), 0)
+        chunks = downloads.stream(task(server.on("/b", responds(big))), 0)
         assert (await anext(chunks))[:4] == big[:4]
         await chunks.aclose()
 
@@ -1170,10 +1181,10 @@ async def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     chunk = PNG + bytes(1 << 20)
 
     async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        answer = web.StreamResponse()
-        await answer.prepare(request)
+        response = web.StreamResponse()
+        await response.prepare(request)
         while True:
-            await answer.write(chunk)
+            await response.write(chunk)
 
     announced = sends_raw(f"HTTP/1.1 200 OK\nContent-Length: {MAX_FILE_BYTES + 1}", PNG)
     async with started() as (server, downloads):
@@ -1190,7 +1201,7 @@ async def test_saves_to_one_name_do_not_disturb_each_other(tmp_path: Path) -> No
     """After concurrent saves to one path, the file is one complete picture."""
     pictures = [picture(seed=n) for n in range(8)]
     async with started() as (server, downloads):
-        tasks = [task(server.on(f"/{n}", answers(body))) for n, body in enumerate(pictures)]
+        tasks = [task(server.on(f"/{n}", responds(body))) for n, body in enumerate(pictures)]
         await asyncio.gather(*(downloads.save(one, tmp_path / "a.png") for one in tasks))
     [(name, body)] = files(tmp_path).items()
     assert name == "a.png"
@@ -1203,7 +1214,7 @@ async def test_an_old_picture_is_kept_until_the_new_one_is_complete(tmp_path: Pa
     (tmp_path / "a.png").write_bytes(OTHER)
     async with started(retry_timeout=1.0) as (server, downloads):
         with pytest.raises(DownloadError):
-            await downloads.save(task(server.on("/a", answers(PNG[:-1]))), tmp_path / "a.png")
+            await downloads.save(task(server.on("/a", responds(PNG[:-1]))), tmp_path / "a.png")
     assert files(tmp_path) == {"a.png": OTHER}
 
 
@@ -1243,14 +1254,14 @@ async def test_partial_files_of_a_crash_are_removed_at_the_next_save(tmp_path: P
         with downloading_process(tmp_path) as process:
             process.kill()
         assert len(files(tmp_path)) == 1
-        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path, SaveOptions(name="x"))
+        await downloads.save(task(server.on("/a", responds(PNG))), tmp_path, SaveOptions(name="x"))
     assert files(tmp_path) == {"x-0.png": PNG}
 
 
 async def test_partial_files_are_removed_even_if_nothing_is_downloaded(tmp_path: Path) -> None:
     """A save of full-size pictures, whose downloads are already there, removes the leftovers of a crash."""
     async with started() as (server, downloads):
-        saved = task(server.on("/a", answers(PNG)))
+        saved = task(server.on("/a", responds(PNG)))
         await downloads.save(saved, tmp_path, SaveOptions(name="x"))
         (tmp_path / ".kling-0123456789abcdef.part").write_text("left by a crash")
         remove_stale_parts.cache_clear()  # as in a new process
@@ -1271,7 +1282,7 @@ async def test_partial_files_of_a_running_process_are_kept(tmp_path: Path) -> No
         await arrived.wait()
         with downloading_process(tmp_path):
             remove_stale_parts.cache_clear()
-            await other.save(task(server.on("/a", answers(PNG))), tmp_path, SaveOptions(name="x"))
+            await other.save(task(server.on("/a", responds(PNG))), tmp_path, SaveOptions(name="x"))
             assert len([name for name in files(tmp_path) if name.endswith(".part")]) == 2
         slow.cancel()
         await asyncio.wait([slow])
@@ -1294,7 +1305,7 @@ async def test_only_our_own_partial_files_are_removed(tmp_path: Path, target: st
     (folder / name.format(6)).write_text("left by a crash")
     kept += [folder / name.format(number) for number in (3, 4, 5)]
     async with started() as (server, downloads):
-        await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / target)
+        await downloads.save(task(server.on("/a", responds(PNG))), tmp_path / target)
     left = set(everything(tmp_path))
     assert left.issuperset(kept)
     assert folder / name.format(6) not in left
@@ -1303,7 +1314,7 @@ async def test_only_our_own_partial_files_are_removed(tmp_path: Path, target: st
 async def test_a_directory_is_searched_for_partial_files_once(tmp_path: Path) -> None:
     """A process searches a directory for partial files only on its first save there."""
     async with started() as (server, downloads):
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
         await downloads.save(task(url), tmp_path, SaveOptions(name="x"))
         late = tmp_path / ".kling-0123456789abcdef.part"
         late.write_text("left later")
@@ -1319,12 +1330,12 @@ async def test_a_slow_server_is_given_up_after_download_timeout(tmp_path: Path) 
     """A byte every few seconds keeps a connection alive, but only until `download_timeout`."""
 
     async def drips(request: web.BaseRequest) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
-        await answer.prepare(request)
+        response = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+        await response.prepare(request)
         for byte in PNG:
-            await answer.write(bytes([byte]))
+            await response.write(bytes([byte]))
             await asyncio.sleep(5)
-        return answer
+        return response
 
     async with started(download_timeout=120) as (server, downloads):
         with pytest.raises(DownloadError, match="within download_timeout, 120 s") as caught:
@@ -1351,7 +1362,7 @@ async def test_the_time_limit_counts_from_the_start_of_each_picture(tmp_path: Pa
 async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
     """At `deadline_at`, an error with the ids is raised, and no incomplete file is left."""
     async with started() as (server, downloads):
-        urls = [server.on("/a", hangs), server.on("/b", answers(b"", 503)), server.on("/c", answers(PNG))]
+        urls = [server.on("/a", hangs), server.on("/b", responds(b"", 503)), server.on("/c", responds(PNG))]
         deadline_at = asyncio.get_running_loop().time() + 20.0
         with pytest.raises(DeadlineExceeded) as caught:
             await downloads.save(task(*urls), tmp_path, SaveOptions(name="x"), deadline_at=deadline_at)
@@ -1364,7 +1375,7 @@ async def test_the_deadline_ends_everything(tmp_path: Path) -> None:
 async def test_a_deadline_that_has_passed_sends_nothing(tmp_path: Path) -> None:
     """No request is sent after the deadline."""
     async with started() as (server, downloads):
-        url = server.on("/a", answers(PNG))
+        url = server.on("/a", responds(PNG))
         await asyncio.sleep(5)
         with pytest.raises(DeadlineExceeded):
             await downloads.save(task(url), tmp_path, deadline_at=4.0)
@@ -1394,7 +1405,7 @@ async def saved_or_cancelled(folder: Path, body: bytes) -> bool:
     assert isinstance(loop, Stepping)
     async with started(refresh=None) as (server, downloads):
         fresh = task(server.on("/fresh", cuts(body, 100, ETag='"1"'), serves_ranges(body, ETag='"1"')))
-        stale = task(server.on("/stale", answers(b"", 403)))
+        stale = task(server.on("/stale", responds(b"", 403)))
 
         async def refresh(_task_id: str) -> Task:
             return fresh
@@ -1423,14 +1434,14 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
     arrived = asyncio.Event()
 
     async def half(request: web.BaseRequest) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
-        await answer.prepare(request)
-        await answer.write(PNG[:5000])
+        response = web.StreamResponse(headers={"Content-Length": str(len(PNG))})
+        await response.prepare(request)
+        await response.write(PNG[:5000])
         arrived.set()
         return await hangs(request)
 
     async with started() as (server, downloads):
-        for handler in (half, answers(b"", 503, Retry_After="100")):
+        for handler in (half, responds(b"", 503, Retry_After="100")):
             job = asyncio.create_task(downloads.save(task(server.on("/a", handler)), tmp_path))
             await asyncio.wait([job], timeout=10)
             assert len(files(tmp_path)) == 1
@@ -1445,7 +1456,7 @@ async def test_a_cancelled_save_waits_for_its_thread(tmp_path: Path) -> None:
 async def test_a_closed_session_is_raised(tmp_path: Path) -> None:
     """If the session is closed during a save, `ClientClosed` is raised."""
     async with started() as (server, downloads):
-        url = server.on("/a", answers(b"", 503))
+        url = server.on("/a", responds(b"", 503))
         job = asyncio.create_task(downloads.save(task(url), tmp_path))
         await asyncio.sleep(0.2)
         await downloads._http.close()
@@ -1464,7 +1475,7 @@ async def test_only_a_task_that_succeeded_is_saved(tmp_path: Path, status: str) 
     """A task with any other status raises `InvalidRequest`."""
     async with started() as (server, downloads):
         with pytest.raises(InvalidRequest) as caught:
-            await downloads.save(task(server.on("/a", answers(PNG)), status=status), tmp_path)
+            await downloads.save(task(server.on("/a", responds(PNG)), status=status), tmp_path)
     assert blames(caught.value) == (TASK_ID, EXTERNAL_ID)
 
 
@@ -1480,7 +1491,7 @@ async def test_a_success_without_images_is_raised(tmp_path: Path) -> None:
 async def test_a_bad_target_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     """One name for two pictures, or an unknown field, costs no request and creates no directory."""
     async with started() as (server, downloads):
-        two = task(server.on("/a", answers(PNG)), server.on("/b", answers(PNG)))
+        two = task(server.on("/a", responds(PNG)), server.on("/b", responds(PNG)))
         for target in ("new/{size}.png", "new/{name}{ext}", "new/a.png"):
             with pytest.raises(InvalidRequest) as caught:
                 await downloads.save(two, tmp_path / target)
@@ -1496,7 +1507,7 @@ async def test_an_untrusted_certificate_is_raised_at_once(tmp_path: Path) -> Non
     async with Server().running(context) as server, aiohttp.ClientSession() as http:
         downloads = make_downloads(http)
         with pytest.raises(DownloadError, match="not trusted"):
-            await downloads.save(task(server.on("/a", answers(PNG))), tmp_path / "out")
+            await downloads.save(task(server.on("/a", responds(PNG))), tmp_path / "out")
         assert server.requests == []
     assert [*files(tmp_path)] == ["both.pem"]
 
@@ -1508,10 +1519,10 @@ async def test_https_is_never_downgraded(tmp_path: Path) -> None:
     trusting = aiohttp.TCPConnector(ssl=False)
     session = {"connector": trusting}
     async with started(session=session) as (plain, downloads), Server().running(context) as safe:
-        safe.on("/b", answers(PNG))
+        safe.on("/b", responds(PNG))
         safe.on("/a", redirects("/b"))
         await downloads.save(task(plain.on("/a", redirects(f"{safe.url}/a"))), tmp_path / "a.png")
-        safe.on("/a", redirects(plain.on("/b", answers(PNG))))
+        safe.on("/a", redirects(plain.on("/b", responds(PNG))))
         with pytest.raises(DownloadError, match="https to http"):
             await downloads.save(task(f"{safe.url}/a"), tmp_path / "b.png")
     assert {name: body for name, body in files(tmp_path).items() if name != "both.pem"} == {"a.png": PNG}
@@ -1596,13 +1607,13 @@ async def test_concurrent_callers_share_one_read() -> None:
 
 async def test_a_failed_read_is_repeated_for_the_next_caller() -> None:
     """An unknown task counts as expired, and the next caller reads the task again."""
-    answers: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
+    responds: list[Task | Exception] = [NotFound("no such resource", code=1203), LISTED]
 
     async def refresh(_task_id: str) -> Task:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        response = responds.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        return response
 
     urls = ResultUrls(LISTED, refresh)
     with pytest.raises(ResultExpired):

@@ -240,12 +240,12 @@ def test_a_directory_that_cannot_be_synced_is_no_error(
     """A directory that cannot be synced is not an error, as the picture is in place."""
     fsync = os.fsync
 
-    def picky(descriptor: int) -> None:
+    def fail_for_directories(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(22, "Invalid argument")
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", picky)
+    monkeypatch.setattr(os, "fsync", fail_for_directories)
     part = PartialFile(tmp_path)
     part.create()
     part.write(KINDS[".png"])

@@ -35,19 +35,19 @@ from kling_expand.testing import emulated, run, virtual_time
 PHOTO = Path(__file__).parent.parent.parent / "examples" / "photos" / "coffee.jpg"
 SUBMITTED = Task("1", "submitted", external_task_id="dog")
 PROCESSING = evolve(SUBMITTED, task_status="processing")
-STRANGE = evolve(SUBMITTED, task_status="pondering")
+UNDOCUMENTED = evolve(SUBMITTED, task_status="pondering")
 SUCCEED = evolve(SUBMITTED, task_status="succeed", images=(Image(0, "https://x/0.png"),))
 FAILED = evolve(SUBMITTED, task_status="failed", task_status_msg="no")
 
-LADDER = [SUBMITTED, STRANGE, PROCESSING]
+OPEN_SNAPSHOTS = [SUBMITTED, UNDOCUMENTED, PROCESSING]
 
 
 def before(end: Task) -> list[Task]:
     """Return the snapshots that may be delivered before *end*."""
-    return [each for each in LADDER if end.status in NEXT[each.status]]
+    return [each for each in OPEN_SNAPSHOTS if end.status in NEXT[each.status]]
 
 
-stories = st.sampled_from([SUCCEED, FAILED, *LADDER]).flatmap(
+SNAPSHOTS = st.sampled_from([SUCCEED, FAILED, *OPEN_SNAPSHOTS]).flatmap(
     lambda end: st.lists(st.sampled_from([*before(end), end])).map(lambda snapshots: [*snapshots, end])
 )
 
@@ -72,7 +72,7 @@ async def outcome(future: TaskFuture) -> ExpandResult:
 # ------------------------------------------------------------------ snapshots
 
 
-@given(stories, st.randoms(use_true_random=False))
+@given(SNAPSHOTS, st.randoms(use_true_random=False))
 def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], chance: Any) -> None:
     """Whatever the order of the snapshots, the newest is kept and the status never goes back."""
 
@@ -94,7 +94,7 @@ def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], ch
     run(check())
 
 
-@given(stories)
+@given(SNAPSHOTS)
 def test_a_repeated_snapshot_counts_once(snapshots: list[Task]) -> None:
     """A snapshot that a poll and a callback both deliver counts once."""
 
@@ -139,7 +139,7 @@ async def test_an_undocumented_status_ends_no_wait() -> None:
     """An undocumented status does not end a wait."""
     future = TaskFuture("dog")
     waiting = await soon(outcome(future))
-    future.record.deliver(STRANGE)
+    future.record.deliver(UNDOCUMENTED)
     await asyncio.sleep(1)
     assert not waiting.done()
     future.record.deliver(evolve(SUCCEED, task_status="succeeded"))
@@ -149,7 +149,7 @@ async def test_an_undocumented_status_ends_no_wait() -> None:
 # ------------------------------------------------------------------ many awaiters
 
 
-@given(st.integers(0, 9), stories)
+@given(st.integers(0, 9), SNAPSHOTS)
 def test_cancelling_one_wait_affects_no_other(victim: int, snapshots: list[Task]) -> None:
     """Awaiters, iterators and callbacks share one future, and cancelling any of them affects no other."""
 
@@ -520,7 +520,7 @@ async def test_a_snapshot_does_not_change_the_external_id() -> None:
 # ------------------------------------------------------------------ cancelling
 
 
-class AJob:
+class FakeJob:
     """A job that can be cancelled until it is sent."""
 
     def __init__(self) -> None:
@@ -539,7 +539,7 @@ class AJob:
 @virtual_time
 async def test_only_an_unsent_job_can_be_cancelled() -> None:
     """A sent job, a running or ended task, and an attached task cannot be cancelled."""
-    job = AJob()
+    job = FakeJob()
     future = TaskFuture(TaskRecord("dog", job=job))
     assert future.cancel() is True
     job.sent = True
@@ -553,7 +553,7 @@ async def test_only_an_unsent_job_can_be_cancelled() -> None:
 @virtual_time
 async def test_cancelling_one_of_two_submissions_keeps_the_job() -> None:
     """Cancelling one of two submissions ends that future at once, and cancelling both cancels the job."""
-    job = AJob()
+    job = FakeJob()
     registry = TaskRegistry()
     first = TaskFuture(registry.add(TaskRecord("dog", job=job)))
     second = TaskFuture(TaskRecord("dog"))
@@ -599,7 +599,7 @@ async def test_a_cancelled_wait_logs_the_running_task(way: int, caplog: pytest.L
 @virtual_time
 async def test_a_wait_that_times_out_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A deadline, a `timeout` and a cancellation before the create log no task that continues."""
-    future = TaskFuture(TaskRecord("dog", job=AJob()), deadline_at=5.0)
+    future = TaskFuture(TaskRecord("dog", job=FakeJob()), deadline_at=5.0)
     waiting = await soon(future.wait())
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
@@ -744,7 +744,7 @@ async def test_a_callback_runs_in_the_context_of_its_caller() -> None:
 @virtual_time
 async def test_an_iterator_yields_queued_once() -> None:
     """While a job waits for slots, `queued` is yielded once, without a task id, before the snapshots."""
-    job = AJob()
+    job = FakeJob()
     future = TaskFuture(TaskRecord("dog", job=job))
     reading = await soon(read(future))
     job.queued = True
@@ -843,7 +843,7 @@ async def test_an_error_that_was_retrieved_is_not_logged(
 async def test_a_cancelled_job_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """`cancel` counts as retrieving the outcome, even if another submission continues."""
     registry = TaskRegistry()
-    first = TaskFuture(registry.add(TaskRecord("dog", job=AJob())))
+    first = TaskFuture(registry.add(TaskRecord("dog", job=FakeJob())))
     second = TaskFuture(registry.add(TaskRecord("dog")))
     assert first.cancel()
     del first
@@ -899,7 +899,7 @@ async def test_awaiting_a_failure_again_keeps_nothing() -> None:
     error.__cause__ = cause
     future.record.fail(error)
 
-    async def caught_by(way: int) -> KlingError:
+    async def error_raised(way: int) -> KlingError:
         try:
             await [outcome, read][way](future)
         except KlingError as caught:
@@ -909,7 +909,7 @@ async def test_awaiting_a_failure_again_keeps_nothing() -> None:
 
     lengths = set()
     for number in range(100):
-        caught = await caught_by(number % 2)
+        caught = await error_raised(number % 2)
         lengths.add(traceback_length(caught))
         assert (caught.task_id, caught.external_task_id, caught.__cause__) == ("1", "dog", cause)
         assert caught.__notes__ == ["first seen by the runner", "by a handler"]

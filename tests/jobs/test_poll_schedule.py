@@ -63,10 +63,10 @@ def polls_and_latency(schedule: PollSchedule, duration: float, most: int = 10_00
 
 ages = st.floats(0, 1e7)
 durations = st.lists(st.floats(0, 1e6), max_size=40)
-paces: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rng: AdaptiveSchedule()]
+SCHEDULES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rng: AdaptiveSchedule()]
 
 
-@pytest.mark.parametrize("make", paces, ids=["exponential", "adaptive"])
+@pytest.mark.parametrize("make", SCHEDULES, ids=["exponential", "adaptive"])
 @given(seed=seeds, history=durations, age=ages)
 def test_every_wait_is_positive_and_bounded(
     make: Callable[[Random], PollSchedule], seed: int, history: list[float], age: float

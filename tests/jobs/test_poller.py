@@ -46,7 +46,7 @@ class Service:
         self.singles = self.pages = 0
         self.under_way = self.most_under_way = 0
         self.order: Callable[[list[str]], list[str]] = lambda ids: ids[::-1]
-        self.trouble: Callable[[], KlingError | None] = lambda: None
+        self.problem: Callable[[], KlingError | None] = lambda: None
         self.no_list: KlingError | None = None
 
     def task(self, task_id: str) -> Task:
@@ -67,7 +67,7 @@ class Service:
         self.most_under_way = max(self.most_under_way, self.under_way)
         await asyncio.sleep(0.1)
         self.under_way -= 1
-        if (error := self.trouble()) is not None:
+        if (error := self.problem()) is not None:
             raise error
         task_id = any_id.removeprefix("mine-")
         if task_id not in self.ends:
@@ -241,7 +241,7 @@ def test_a_persistent_1302_ends_the_wait() -> None:
 
     async def test(watched: PolledTask) -> None:
         error = RateLimited("too many requests", code=1302)
-        watched.service.no_list, watched.service.trouble = error, lambda: error
+        watched.service.no_list, watched.service.problem = error, lambda: error
         futures = [watched.begin(str(i), 600) for i in range(3)]
         for future in futures:
             with pytest.raises(RateLimited):
@@ -280,20 +280,20 @@ def test_a_thousand_open_tasks_still_share_their_reads() -> None:
     assert sum(watched.latency[1000:]) / 2000 < 0.7
 
 
-PASSING: list[KlingError] = [
+TRANSIENT: list[KlingError] = [
     ServerError("503"),
     TransportError("reset"),
     TransportError("no response in time"),
 ]
 
 
-@pytest.mark.parametrize("error", PASSING, ids=str)
+@pytest.mark.parametrize("error", TRANSIENT, ids=str)
 def test_transient_failures_end_no_wait(error: KlingError) -> None:
     """Minutes of transient failures do not end a wait, and the result arrives after them."""
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
-        watched.service.trouble = lambda: error if loop.time() < 300 else None
+        watched.service.problem = lambda: error if loop.time() < 300 else None
         future = watched.begin("1", 10)
         assert (await future).task_id == "1"
         assert loop.time() < 320
@@ -305,7 +305,7 @@ def test_failures_beyond_poll_timeout_end_the_wait_with_ids() -> None:
     """After `poll_timeout` the last failure is raised with the ids of the task."""
 
     async def test(watched: PolledTask) -> None:
-        watched.service.trouble = lambda: ServerError("down")
+        watched.service.problem = lambda: ServerError("down")
         future = watched.begin("1", 10)
         with pytest.raises(ServerError) as caught:
             await future
@@ -315,11 +315,11 @@ def test_failures_beyond_poll_timeout_end_the_wait_with_ids() -> None:
     watching(test, budget=60)
 
 
-PACES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rng: AdaptiveSchedule()]
+SCHEDULES: list[Callable[[Random], PollSchedule]] = [ExponentialSchedule, lambda _rng: AdaptiveSchedule()]
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**32), st.sampled_from(PACES))
+@given(st.integers(0, 2**32), st.sampled_from(SCHEDULES))
 def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
     seed: int, make: Callable[[Random], PollSchedule]
 ) -> None:
@@ -350,7 +350,7 @@ def test_every_end_is_noticed_and_no_task_is_read_twice_at_once(
 
         service.order = anything
         service.one, service.page = once, sometimes  # type: ignore[method-assign, assignment]
-        service.trouble = lambda: ServerError("503") if chance.random() < 0.2 else None
+        service.problem = lambda: ServerError("503") if chance.random() < 0.2 else None
         futures = []
         for index in range(40):
             futures.append(watched.begin(str(index), 12 * chance.lognormvariate(0, 0.35)))
@@ -384,7 +384,7 @@ def test_a_good_response_restarts_poll_timeout() -> None:
 
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
-        watched.service.trouble = lambda: ServerError("down") if loop.time() % 50 < 30 else None
+        watched.service.problem = lambda: ServerError("down") if loop.time() % 50 < 30 else None
         await watched.begin("1", 1000)
 
     watching(test, budget=60)
@@ -396,7 +396,7 @@ def test_refusals_end_a_known_task_only_when_they_last() -> None:
     async def test(watched: PolledTask) -> None:
         loop = asyncio.get_running_loop()
         refused: list[KlingError | None] = [BadRequest("no", code=1200)]
-        watched.service.trouble = lambda: refused[0]
+        watched.service.problem = lambda: refused[0]
         passing = watched.begin("1", 70)
         await asyncio.sleep(50)
         refused[0] = None
@@ -414,7 +414,7 @@ def test_a_refusal_ends_the_wait_for_an_unknown_id_at_once() -> None:
     """A refusal is final if no response has shown that the task exists."""
 
     async def test(watched: PolledTask) -> None:
-        watched.service.trouble = lambda: BadRequest("no", code=1200)
+        watched.service.problem = lambda: BadRequest("no", code=1200)
         future = TaskFuture("no such task")
         watched.poller.add(future.record, resumed=True)
         with pytest.raises(BadRequest):
@@ -433,7 +433,7 @@ def test_rare_polls_do_not_make_the_first_bad_response_final() -> None:
 
     async def test(watched: PolledTask) -> None:
         bad = [ServerError("503")]
-        watched.service.trouble = lambda: bad.pop() if bad else None
+        watched.service.problem = lambda: bad.pop() if bad else None
         await watched.begin("1", 900)
 
     watched = watching(test, Rare(Random(1)))
@@ -533,9 +533,9 @@ def test_a_callback_during_a_read_causes_one_more_read() -> None:
 
         async def one(any_id: str) -> Task:
             service.singles += 1
-            answer = service.task(any_id)  # the state when the service responds
+            snapshot = service.task(any_id)  # the state when the service responds
             await asyncio.sleep(0.1)
-            return answer
+            return snapshot
 
         service.one = one  # type: ignore[method-assign]  # a response that takes time to arrive
         future = watched.begin("1", 1.0)
@@ -580,11 +580,11 @@ def test_retry_after_is_obeyed(asked: float, obeyed: float) -> None:
         loop = asyncio.get_running_loop()
         times: list[float] = []
 
-        def trouble() -> KlingError | None:
+        def problem() -> KlingError | None:
             times.append(loop.time())
             return ServerError("later", retry_after=asked) if len(times) == 1 else None
 
-        watched.service.trouble = trouble
+        watched.service.problem = problem
         await watched.begin("1", 5)
         assert obeyed <= times[1] - times[0] < obeyed + 1
 

@@ -49,7 +49,7 @@ from kling_expand.testing import emulated, loop_clock, virtual_time
 
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 WIDER = Ratios(right=0.5)
-RISK = "emulate-risk-control"
+MODERATED = "emulate-risk-control"
 OURS = str(Path("kling_expand"))
 
 
@@ -87,7 +87,7 @@ def left_over() -> list[str]:
     ]
 
 
-def at_rest(kling: KlingClient) -> None:
+def check_closed(kling: KlingClient) -> None:
     """Check that a closed client holds nothing and that its numbers are right."""
     stats = kling.stats
     assert left_over() == []
@@ -122,7 +122,7 @@ def test_closing_at_any_step_loses_and_repeats_no_task(tmp_path: Path, fault: Fa
                 assert isinstance(error, SubmissionUnknown | ClientClosed)
                 assert error.external_task_id
             await kling.aclose()
-            at_rest(kling)
+            check_closed(kling)
             assert (slots.held, slots.running) == (0, 0)
             async with another(emulator, **journal) as again:
                 resumed = [future async for future in again.resume()]
@@ -156,7 +156,7 @@ def test_a_cancelled_close_leaves_nothing_open(wait: bool) -> None:  # noqa: FBT
             for future in futures:
                 await error_of(future)
             await asyncio.sleep(0.1)
-            at_rest(kling)
+            check_closed(kling)
             with pytest.raises(ClientClosed):
                 await kling.list()
             return interrupted
@@ -218,7 +218,7 @@ def test_cancelling_expand_at_any_step_keeps_the_job(tmp_path: Path) -> None:
             interrupted = reached()
             await asyncio.gather(caller, return_exceptions=True)
             await kling.aclose(wait=True)
-            at_rest(kling)
+            check_closed(kling)
             assert list(emulator.account.accepted.values()) == [1]
             return interrupted
 
@@ -332,14 +332,14 @@ async def test_after_a_failed_task_the_same_job_is_a_new_attempt(tmp_path: Path,
         ids = []
         for attempt in range(1, 4):
             with pytest.raises(TaskModerated) as caught:
-                await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+                await kling.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
             ids.append(caught.value.external_task_id)
             assert len(emulator.account.tasks) == attempt
-        async with another(emulator) as stranger:
+        async with another(emulator) as later:
             with pytest.raises(TaskModerated) as caught:
-                await stranger.expand(PHOTO, WIDER, key="cat", prompt=RISK)
-            assert (stranger.stats.units_due, stranger.stats.failed) == (0, 1)
-            assert stranger._slots.held == 0
+                await later.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
+            assert (later.stats.units_due, later.stats.failed) == (0, 1)
+            assert later._slots.held == 0
         assert len({*ids, caught.value.external_task_id}) == 4
         assert set(emulator.account.accepted.values()) == {1}
 
@@ -364,7 +364,7 @@ async def test_a_failed_task_found_after_a_reset_is_not_repeated() -> None:
     async with emulated(queue_seconds=0, work_seconds=0) as (emulator, kling):
         emulator.faults.script("create", "reset_after")
         with pytest.raises(TaskModerated):
-            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
         assert len(emulator.account.tasks) == 1
 
 
@@ -500,7 +500,9 @@ async def test_cancelling_a_job_takes_effect_at_once() -> None:
 # ------------------------------------------------------------------ resumed
 
 
-async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> dict[JobState, str | None]:
+async def leave_every_state(
+    kling: KlingClient, emulator: Emulator, photos: Path
+) -> dict[JobState, str | None]:
     """Leave one job in each state of a journal, and return the external ids by state."""
     photos.mkdir()  # noqa: ASYNC240 - a test may
     found: dict[JobState, str | None] = {}
@@ -514,7 +516,7 @@ async def left_behind(kling: KlingClient, emulator: Emulator, photos: Path) -> d
     result = await kling.expand(job(JobState.SUCCEEDED))
     found[JobState.SUCCEEDED] = result.task.external_task_id
     for state, prompt, kind in (
-        (JobState.FAILED, RISK, TaskFailed),
+        (JobState.FAILED, MODERATED, TaskFailed),
         (JobState.REJECTED, "emulate-1301", PolicyRefusal),
     ):
         with pytest.raises(kind):
@@ -542,7 +544,7 @@ async def test_every_state_of_a_journal_is_resumed(tmp_path: Path) -> None:
     """Every unsaved job that has not failed gets its one task, oldest first, and is paid once."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
-        found = await left_behind(kling, emulator, tmp_path / "photos")
+        found = await leave_every_state(kling, emulator, tmp_path / "photos")
         async with SQLiteStore(path) as journal:
             counts = await journal.counts()
         assert set(counts.values()) == {1}
@@ -569,16 +571,16 @@ async def test_every_state_of_a_journal_is_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda p: p.unlink(), lambda p: shutil.copy(PHOTO.with_name("coffee.jpg"), p)]
+    "damage", [lambda p: p.unlink(), lambda p: shutil.copy(PHOTO.with_name("coffee.jpg"), p)]
 )
 @virtual_time
-async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+async def test_a_lost_or_edited_photo_loses_no_task(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """Only a job that was never sent needs its photo, and its error says what is wrong."""
     path = tmp_path / "run.db"
     async with emulated({"journal": path, "retry_timeout": 5.0}) as (emulator, kling):
-        found = await left_behind(kling, emulator, tmp_path / "photos")
+        found = await leave_every_state(kling, emulator, tmp_path / "photos")
         for photo in (tmp_path / "photos").glob("*.jpg"):
-            harm(photo)
+            damage(photo)
         await kling.aclose()
         async with another(emulator, journal=path) as again:
             futures = {future.external_task_id: future async for future in again.resume()}
@@ -747,7 +749,7 @@ async def test_a_budget_is_never_exceeded() -> None:
 async def test_failed_and_refused_tasks_release_their_units() -> None:
     """Failed and refused tasks cost nothing, so their units can be used by other jobs."""
     async with emulated({"budget": 16}) as (emulator, kling):
-        for prompt in (RISK, "emulate-1301", "emulate-invalid-pixel"):
+        for prompt in (MODERATED, "emulate-1301", "emulate-invalid-pixel"):
             with pytest.raises(KlingError):
                 await kling.expand(PHOTO, WIDER, n=2, prompt=prompt)
             await asyncio.sleep(0)
@@ -875,7 +877,7 @@ async def test_maps_take_turns() -> None:
 async def test_a_map_that_stops_cancels_unsent_jobs() -> None:
     """After `max_failures` nothing more is created, and each cancelled job has an outcome."""
     async with emulated({"max_in_flight": 1}, slots=1) as (emulator, kling):
-        requests = [ExpandRequest(PHOTO, WIDER, RISK) for _ in range(10)]
+        requests = [ExpandRequest(PHOTO, WIDER, MODERATED) for _ in range(10)]
         outcomes = [outcome async for outcome in kling.map(requests, max_failures=2, prefetch=5)]
         assert sum(isinstance(outcome.error, TaskFailed) for outcome in outcomes) in (2, 3)
         assert sum(isinstance(outcome.error, NotSubmitted) for outcome in outcomes) >= 2
@@ -922,12 +924,12 @@ async def test_a_deadline_bounds_a_second_attempt_too() -> None:
     """After an earlier run's failed task is found, the wait for a slot still ends at the deadline."""
     async with emulated() as (emulator, kling):
         with pytest.raises(TaskModerated):
-            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
         slots = Slots(1)
         async with another(emulator, slots=slots) as other:
             emulator.faults.script("query", Fault("slow_headers", seconds=5))
             began = now()
-            future = other.submit(PHOTO, WIDER, key="cat", prompt=RISK, deadline=10)
+            future = other.submit(PHOTO, WIDER, key="cat", prompt=MODERATED, deadline=10)
             await wait_for(lambda: emulator.account.requests["create"] == 2)
             slots.force_acquire(1)
             await future.wait(timeout=100)
@@ -961,7 +963,7 @@ async def test_closing_before_the_first_step_ends_every_future() -> None:
         assert await kling.aclose() == ()
         assert isinstance(await error_of(future), NotSubmitted)
         assert emulator.account.requests == {}
-        at_rest(kling)
+        check_closed(kling)
 
 
 @virtual_time
@@ -976,7 +978,7 @@ async def test_closing_with_wait_lets_all_jobs_end() -> None:
         assert await closing == ()
         assert all(future.task and future.task.status is Status.SUCCEED for future in futures)
         assert emulator.account.units_billed == 48
-        at_rest(kling)
+        check_closed(kling)
 
 
 @virtual_time
@@ -1190,10 +1192,10 @@ async def test_a_second_attempt_is_paid_from_the_budget(monkeypatch: pytest.Monk
     """The new attempt after a failed task counts against the budget."""
     async with emulated() as (emulator, kling):
         with pytest.raises(TaskModerated):
-            await kling.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            await kling.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
         monkeypatch.setattr(prompt_triggers, "FAILURES", {})
         async with another(emulator, budget=8) as other:
-            await other.expand(PHOTO, WIDER, key="cat", prompt=RISK)
+            await other.expand(PHOTO, WIDER, key="cat", prompt=MODERATED)
             assert other.stats.units_due == 8
             with pytest.raises(BudgetExceeded):
                 await other.expand(PHOTO, WIDER, key="dog")
@@ -1207,7 +1209,7 @@ async def test_a_budget_counts_all_runs_of_its_journal(tmp_path: Path) -> None:
     async with emulated({"journal": path, "budget": 32}) as (emulator, kling):
         await kling.expand(PHOTO, WIDER)
         await kling.expand(PHOTO, WIDER, fresh=True)
-        for prompt in (RISK, "emulate-1301"):
+        for prompt in (MODERATED, "emulate-1301"):
             with pytest.raises(KlingError):
                 await kling.expand(PHOTO, WIDER, prompt=prompt)
         await kling.aclose()

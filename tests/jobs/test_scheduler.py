@@ -37,10 +37,10 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
     async def main() -> None:
         places, most = WeightedSemaphore(9), 0
 
-        async def hold(n: int, priority: int, seconds: float, patience: float | None) -> None:
+        async def hold(n: int, priority: int, seconds: float, give_up_after: float | None) -> None:
             nonlocal most
             with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(give_up_after):
                     await places.acquire(n, priority=priority)
                     try:
                         most = max(most, places.held)
@@ -129,8 +129,8 @@ async def test_cancelled_waiters_cost_their_flow_no_turn() -> None:
     """A flow with 300 cancelled waiters still gets every second turn for its other jobs."""
     places, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
 
-    async def hold(name: str, flow: Flow, patience: float | None = None) -> None:
-        async with asyncio.timeout(patience):
+    async def hold(name: str, flow: Flow, give_up_after: float | None = None) -> None:
+        async with asyncio.timeout(give_up_after):
             await places.acquire(1, flow)
         served.append(name)
         await asyncio.sleep(1)
@@ -402,7 +402,7 @@ async def test_refusals_of_earlier_creates_do_not_lower_the_capacity() -> None:
     assert slots.capacity == 7  # no job waits for more slots
 
 
-class Books:
+class CheckedSlots:
     """The slots, and the numbers that they must have after each step."""
 
     def __init__(self, limit: int) -> None:
@@ -414,7 +414,7 @@ class Books:
     async def step(self, name: str, n: int) -> None:
         """Do one random action that is possible, and compare."""
         possible = {"ended": self.running, "cancel": self.waiting}
-        if possible.get(name, self.granted if name in ANSWERS else True):
+        if possible.get(name, self.granted if name in OUTCOMES else True):
             await getattr(self, name)(n)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -468,8 +468,8 @@ class Books:
         assert (self.slots.held, self.slots.running) == (0, 0)
 
 
-ANSWERS = ("accepted", "refused", "release")
-STEPS = st.sampled_from([*ANSWERS, "acquire", "acquire", "ended", "cancel", "force_acquire", "wait"])
+OUTCOMES = ("accepted", "refused", "release")
+STEPS = st.sampled_from([*OUTCOMES, "acquire", "acquire", "ended", "cancel", "force_acquire", "wait"])
 
 
 @given(limit=st.integers(1, 12), steps=st.lists(st.tuples(STEPS, st.integers(1, 12)), max_size=60))
@@ -477,9 +477,9 @@ def test_the_counts_are_right_after_any_sequence(limit: int, steps: list[tuple[s
     """The held and running counts are right, the capacity is within bounds, and every waiter is served."""
 
     async def main() -> None:
-        books = Books(limit)
+        checked = CheckedSlots(limit)
         for name, n in steps:
-            await books.step(name, min(n, limit))
-        await books.finish()
+            await checked.step(name, min(n, limit))
+        await checked.finish()
 
     run(main())

@@ -48,7 +48,7 @@ from kling_expand.testing import loop_clock, run, virtual_time
 
 PHOTO = (Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg").read_bytes()
 REQUEST = ExpandRequest(PHOTO, Ratios(right=0.5))
-EVER = 10_000  # times
+ALWAYS = 10_000  # times
 CREATE_TIMEOUT = 30.0
 LONGEST = CREATE_TIMEOUT + APPEAR_TIMEOUT  # seconds that a create can take here, without its upload
 
@@ -226,7 +226,7 @@ async def test_the_response_to_a_slow_lookup_may_be_outdated(seconds: float) -> 
     """A task that was absent when a slow lookup was sent may exist when the response arrives."""
     async with creating() as c:
         c.script(Fault("late", seconds=seconds))
-        c.lookups(Fault("slow_headers", seconds=2, times=EVER))
+        c.lookups(Fault("slow_headers", seconds=2, times=ALWAYS))
         await c.create()
         await asyncio.sleep(60)
         assert c.accepted == {"dog": 1}
@@ -313,7 +313,7 @@ async def test_too_many_requests_are_waited_for() -> None:
 async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
     """A wait beyond the deadline is not started, and it is certain that no task exists."""
     async with creating() as c:
-        c.script(Fault("error", code=1302, retry_after="30", times=EVER))
+        c.script(Fault("error", code=1302, retry_after="30", times=ALWAYS))
         with pytest.raises(DeadlineExceeded):
             await c.create(deadline_at=now() + 100)
         assert 60 <= now() <= 100
@@ -324,7 +324,7 @@ async def test_too_many_requests_are_waited_for_until_the_deadline() -> None:
 async def test_a_retry_after_of_zero_still_leads_to_a_pause() -> None:
     """`Retry-After: 0` still leads to a pause."""
     async with creating() as c:
-        c.script(Fault("error", code=1302, retry_after="0", times=EVER))
+        c.script(Fault("error", code=1302, retry_after="0", times=ALWAYS))
         with pytest.raises(DeadlineExceeded):
             await c.create(deadline_at=now() + 10)
         assert c.posts <= 41
@@ -384,7 +384,7 @@ async def test_a_duplicate_is_followed_while_its_lookup_lags(lag: float) -> None
     """The service may refuse an id before lookups show its task, so lookups continue for `retry_timeout`."""
     async with creating(allow_duplicates=False) as c:
         first = await c.create()
-        missing = Fault("error", code=1201, message="Task not found by id/external id: dog", times=EVER)
+        missing = Fault("error", code=1201, message="Task not found by id/external id: dog", times=ALWAYS)
         c.lookups(missing)
         asyncio.get_running_loop().call_later(lag, c.emulator.faults.clear)
         assert (await c.create()).task_id == first.task_id
@@ -466,7 +466,7 @@ async def test_the_list_is_read_where_no_lookup_is_documented(fault: Fault | str
 async def test_lasting_failures_are_raised_after_retry_timeout() -> None:
     """After `retry_timeout` and one last lookup it is certain that no task exists."""
     async with creating(retry_timeout=60) as c:
-        c.script(Fault("error", code=5000, times=EVER))
+        c.script(Fault("error", code=5000, times=ALWAYS))
         attempt = Attempt("dog")
         with pytest.raises(ServerError, match="5000"):
             await c.create(attempt)
@@ -631,7 +631,7 @@ async def test_a_timeout_reported_by_a_proxy_is_followed_by_a_lookup(status: int
 
 SECONDS = st.floats(0, LONGEST - 0.1, allow_nan=False)
 FAILING = st.sampled_from([5000, 5001, 5002])
-ANYWHERE = (
+FAULTS = (
     st.sampled_from(["ok", "refused", "reset", "html", "empty", "truncated_json", "wrong_length"]).map(Fault),
     st.builds(
         Fault, st.sampled_from(["error", "envelope_200"]), code=st.sampled_from([5000, 5001, 5002, 1302])
@@ -642,12 +642,12 @@ ANYWHERE = (
     ),
 )
 CREATES = st.one_of(
-    *ANYWHERE,
+    *FAULTS,
     st.sampled_from(["reset_after", "html_after"]).map(Fault),
     st.builds(Fault, st.just("error_after"), code=FAILING),
     st.builds(Fault, st.just("late"), seconds=SECONDS),
 )
-LOOKUPS = st.one_of(*ANYWHERE, st.builds(Fault, st.just("error"), code=st.sampled_from([1004, 1103])))
+LOOKUPS = st.one_of(*FAULTS, st.builds(Fault, st.just("error"), code=st.sampled_from([1004, 1103])))
 
 
 @settings(max_examples=150)

@@ -88,8 +88,8 @@ def test_every_mode_is_supported(mode: str) -> None:
     if mode in {"RGBA", "LA"}:
         assert (corner[..., -1] == 255).all()
     scale = 257 if mode == "I;16" else 1
-    grey = np.asarray(PICTURE.convert("L"))[2:20, 2:20].mean() * scale
-    assert corner[..., :1].mean() == pytest.approx(grey, rel=0.3)
+    gray = np.asarray(PICTURE.convert("L"))[2:20, 2:20].mean() * scale
+    assert corner[..., :1].mean() == pytest.approx(gray, rel=0.3)
 
 
 def test_metadata_is_kept() -> None:

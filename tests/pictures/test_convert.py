@@ -119,8 +119,8 @@ def test_existing_metadata_is_not_replaced() -> None:
     for kind in ("PNG", "JPEG"):
         own = described(kind)
         assert insert_metadata(own, Metadata(b"MM\0*\0\0\0\x08\0\0", b"other")) == own
-    grey = opened(insert_metadata(picture("L"), Metadata(icc_profile=PROFILE)))
-    assert "icc_profile" not in grey.info
+    gray = opened(insert_metadata(picture("L"), Metadata(icc_profile=PROFILE)))
+    assert "icc_profile" not in gray.info
     assert insert_metadata(picture("RGB", "WEBP"), Metadata(b"x")) == picture("RGB", "WEBP")
     assert insert_metadata(picture("RGB"), read_metadata(picture("RGB"))) == picture("RGB")
 

@@ -167,16 +167,16 @@ async def test_an_id_follows_from_run_key_request_and_attempt() -> None:
             await prepare(key="dog"),
             await prepare(PHOTO.with_name("coffee.jpg"), key="cat"),
         ):
-            twice = []
+            pairs = []
             for store in (MemoryStore(run=run), MemoryStore(run=run)):
                 identity = identify(store, asked)
                 assert identity is not None
                 first = await store.record_intent(identity, asked)
                 await store.observe(first.external_task_id, FAILED)
                 second = await store.record_intent(identity, asked)
-                twice.append((first.external_task_id, second.external_task_id))
-            assert twice[0] == twice[1]
-            ids.update(twice[0])
+                pairs.append((first.external_task_id, second.external_task_id))
+            assert pairs[0] == pairs[1]
+            ids.update(pairs[0])
     assert len(ids) == 12
 
 

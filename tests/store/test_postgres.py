@@ -62,13 +62,13 @@ async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: Connect
 async def test_a_worker_presumed_dead_does_not_send(store: PostgresStore, pool: ConnectionPool) -> None:
     """Once another worker owns a job, the old owner gets an error before it sends a create."""
     name = (await intend(store)).external_task_id
-    heir = await another(pool)
-    assert (await intend(heir)).external_task_id == name
+    successor = await another(pool)
+    assert (await intend(successor)).external_task_id == name
     with pytest.raises(TakenOver, match="another worker"):
         await store.mark_sending(name)
-    await heir.mark_sending(name)
+    await successor.mark_sending(name)
     await store.observe(name, RUNNING)  # every worker's snapshots are valid
-    job = await heir.get(name)
+    job = await successor.get(name)
     assert job is not None
     assert (job.state, job.task_id) == (JobState.SUBMITTED, "t1")
 

@@ -119,13 +119,13 @@ async def known(path: Path) -> dict[str, tuple[str, str | None, float | None]]:
 
 def test_everything_acknowledged_survives_sigkill(path: Path) -> None:
     """After a SIGKILL in the middle of thousands of writes, no acknowledged record is missing."""
-    promised: dict[str, str] = {}
+    acknowledged: dict[str, str] = {}
     for round_, lines in enumerate((500, 3000, 1501)):
         for word, key in kill_while_writing(path, str(round_), lines):
-            promised[key] = max(word, promised.get(key, "intent"), key=ORDER.index)
+            acknowledged[key] = max(word, acknowledged.get(key, "intent"), key=ORDER.index)
     jobs = asyncio.run(known(path))
-    assert len(promised) > 500
-    for key, word in promised.items():
+    assert len(acknowledged) > 500
+    for key, word in acknowledged.items():
         state, task_id, last_post_at = jobs[key]
         if word == "posting":
             assert last_post_at is not None
@@ -210,9 +210,9 @@ def test_only_one_of_two_concurrent_openers_gets_a_new_file(path: Path) -> None:
     with opener(path) as one, opener(path) as other:
         signal_child(one)
         signal_child(other)
-        answers = sorted([read_line(one), read_line(other)])
-        assert answers[0] == "open" or answers[1] == "open"
-        assert "has it open" in "".join(answers)
+        outputs = sorted([read_line(one), read_line(other)])
+        assert outputs[0] == "open" or outputs[1] == "open"
+        assert "has it open" in "".join(outputs)
 
 
 async def test_each_worker_takes_the_first_free_file(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size * 2 // 3)
 
 
-def scribbled(path: Path) -> None:
+def overwritten(path: Path) -> None:
     run(path, *map(str, range(40)))
     with path.open("r+b") as file:
         file.seek(3 * 4096)
@@ -392,20 +392,20 @@ def scribbled(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "words"),
     [
         (foreign, "another program's database; name another file"),
         (newer, "must be at most 3, got 4; use the version"),
         (cut, "it is damaged; restore a copy"),
-        (scribbled, "it is damaged; restore a copy"),
+        (overwritten, "it is damaged; restore a copy"),
         (lambda path: path.write_text("to do: buy milk, " * 500), "not a journal; name another file"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "not a journal; name another file"),
     ],
-    ids=["foreign", "newer", "cut", "scribbled", "text", "short"],
+    ids=["foreign", "newer", "cut", "overwritten", "text", "short"],
 )
-def test_a_file_of_another_kind_is_not_changed(path: Path, spoil: Any, words: str) -> None:
+def test_a_file_of_another_kind_is_not_changed(path: Path, damage: Any, words: str) -> None:
     """A file of another kind raises an error and stays unchanged."""
-    spoil(path)
+    damage(path)
     before = path.read_bytes()
     for _ in range(2):
         with pytest.raises(JournalError, match=words):
@@ -423,10 +423,10 @@ def test_an_empty_file_is_used_with_a_warning(path: Path, caplog: pytest.LogCapt
 
 def test_a_partial_commit_at_the_end_of_the_log_is_ignored(path: Path) -> None:
     """A partial commit at the end of the log was never acknowledged, and earlier commits are kept."""
-    promised = kill_while_writing(path, "a", 500)
+    acknowledged = kill_while_writing(path, "a", 500)
     with Path(f"{path}-wal").open("ab") as log:
         log.write(os.urandom(5000))
-    assert {key for word, key in promised if word == "intent"} <= set(run(path))
+    assert {key for word, key in acknowledged if word == "intent"} <= set(run(path))
 
 
 # ------------------------------------------------------------------------ no space, permission or file
@@ -482,13 +482,13 @@ async def fill(journal: SQLiteStore) -> list[str]:
     """Write until the disk is full, and return the acknowledged keys."""
     done: list[str] = []
 
-    async def pour() -> None:
+    async def write_until_refused() -> None:
         for number in range(100_000):
             await asyncio.gather(*(write(journal, f"{number}-{part}", "x" * 2000) for part in "abc"))
             done.extend(f"{number}-{part}" for part in "abc")
 
     with pytest.raises(JournalError, match=r"the disk (is full|refused a write)"):
-        await pour()
+        await write_until_refused()
     return done
 
 
@@ -551,14 +551,14 @@ def move_folder(path: Path) -> None:
     path.parent.rename(path.parent.with_name("elsewhere"))
 
 
-@pytest.mark.parametrize("harm", [delete, replace, lose_log, move_folder])
-async def test_a_file_deleted_while_open_fails_every_write(tmp_path: Path, harm: Any) -> None:
+@pytest.mark.parametrize("damage", [delete, replace, lose_log, move_folder])
+async def test_a_file_deleted_while_open_fails_every_write(tmp_path: Path, damage: Any) -> None:
     """After the file is deleted, every write raises the reason, and closing still works."""
     path = tmp_path / "folder" / "run.db"
     path.parent.mkdir()
     async with SQLiteStore(path) as journal:
         job = await write(journal, "a")
-        harm(path)
+        damage(path)
         for call in (
             write(journal, "b"),
             journal.observe(job.external_task_id, Task("t", "submitted")),

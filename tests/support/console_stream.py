@@ -12,13 +12,13 @@ from support.raw_client import Caller
 class Stream:
     """The events of one console."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
-        self._answer = answer
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
 
     async def next(self) -> tuple[str, Any]:
         """Return the name and data of the next event, or ("", None) at the end."""
         name = ""
-        async for line in self._answer.content:
+        async for line in self._response.content:
             kind, _, rest = line.decode().rstrip("\n").partition(": ")
             if kind == "event":
                 name = rest
@@ -38,6 +38,6 @@ class Stream:
 @asynccontextmanager
 async def open_stream(call: Caller) -> AsyncIterator[Stream]:
     """Open the stream of a console."""
-    async with call.session.get(call.emulator.url + "/_emulator/events") as answer:
-        assert answer.content_type == "text/event-stream"
-        yield Stream(answer)
+    async with call.session.get(call.emulator.url + "/_emulator/events") as response:
+        assert response.content_type == "text/event-stream"
+        yield Stream(response)

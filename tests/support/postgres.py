@@ -66,7 +66,7 @@ async def pooled_dsn(dsn: str) -> AsyncIterator[str]:
         process = await asyncio.create_subprocess_exec(*as_postgres(program, "-q", settings))
         try:
             async with asyncio.timeout(20):
-                while not await asyncio.to_thread(_answers, through):  # noqa: ASYNC110 - another process
+                while not await asyncio.to_thread(_accepts_connections, through):  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
             yield through
         finally:
@@ -74,7 +74,7 @@ async def pooled_dsn(dsn: str) -> AsyncIterator[str]:
             await process.wait()
 
 
-def _answers(dsn: str) -> bool:
+def _accepts_connections(dsn: str) -> bool:
     with contextlib.suppress(psycopg.OperationalError):
         psycopg.connect(dsn, connect_timeout=5).close()
         return True

@@ -105,7 +105,7 @@ def sends(raw: bytes, *, wait: float = 0.0, close: bool = False) -> Step:
     return step
 
 
-def says(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> Step:
+def responds(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> Step:
     """Return a step that responds with *body* (bytes, or a value to encode as JSON) and these headers."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(raw)}"]
@@ -116,12 +116,12 @@ def says(body: Any, status: int = 200, *, wait: float = 0.0, **headers: Any) -> 
 def task(task_id: str = "1", task_status: str = "processing", **headers: Any) -> Step:
     """Return a step that responds with a task."""
     data = {"task_id": task_id, "task_status": task_status}
-    return says({"code": 0, "message": "SUCCEED", "request_id": "r", "data": data}, **headers)
+    return responds({"code": 0, "message": "SUCCEED", "request_id": "r", "data": data}, **headers)
 
 
 def refuses(code: int, status: int, message: str = "no", **headers: Any) -> Step:
     """Return a step that responds with a refusal."""
-    return says({"code": code, "message": message, "request_id": "r"}, status, **headers)
+    return responds({"code": code, "message": message, "request_id": "r"}, status, **headers)
 
 
 async def resets_early(exchange: Exchange) -> None:

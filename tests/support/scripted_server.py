@@ -25,14 +25,14 @@ class Server:
     def heads(self, header: str) -> list[str | None]:
         return [request.headers.get(header) for request in self.requests]
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests.append(request)
         script = self.scripts.get(request.path) or self.scripts["*"]
         return await (script.pop(0) if len(script) > 1 else script[0])(request)
 
     @asynccontextmanager
     async def running(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Server"]:
-        server = web.Server(self._answer, access_log=None, handler_cancellation=True)
+        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
@@ -45,27 +45,27 @@ class Server:
             await runner.cleanup()
 
 
-def answers(body: bytes, status: int = 200, **headers: str) -> Handler:
+def responds(body: bytes, status: int = 200, **headers: str) -> Handler:
     """Return a handler that responds with *body*. Underscores in names of *headers* become hyphens."""
 
-    async def answer(_request: web.BaseRequest) -> web.StreamResponse:
+    async def handler(_request: web.BaseRequest) -> web.StreamResponse:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return web.Response(body=body, status=status, headers=named)
 
-    return answer
+    return handler
 
 
 def sends_raw(head: str, body: bytes = b"") -> Handler:
     """Return a handler that sends these bytes, whether or not they are HTTP, and closes the connection."""
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.write(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
         await asyncio.sleep(0.1)  # aiohttp drops what it has buffered when the connection ends
         request.transport.close()
         return web.Response()
 
-    return answer
+    return handler
 
 
 def cuts(body: bytes, at: int, **headers: str) -> Handler:
@@ -77,7 +77,7 @@ def cuts(body: bytes, at: int, **headers: str) -> Handler:
 def serves_ranges(body: bytes, **headers: str) -> Handler:
     """Return a handler that responds with *body*, or with the requested range of it."""
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
         start = request.http_range.start or 0
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if start == 0:
@@ -85,11 +85,11 @@ def serves_ranges(body: bytes, **headers: str) -> Handler:
         named["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         return web.Response(body=body[start:], status=206, headers=named)
 
-    return answer
+    return handler
 
 
 def redirects(where: str, status: int = 302) -> Handler:
-    return answers(b"", status, Location=where)
+    return responds(b"", status, Location=where)
 
 
 async def hangs(_request: web.BaseRequest) -> web.StreamResponse:

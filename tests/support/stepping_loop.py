@@ -17,16 +17,16 @@ class SteppingLoop(VirtualLoop):
     def __init__(self) -> None:
         super().__init__()
         self._left = 0
-        self._act: Callable[[], object] = lambda: None
+        self._function: Callable[[], object] = lambda: None
 
-    def arm(self, steps: int, act: Callable[[], object]) -> None:
-        """Call *act* before the step number *steps*, counted from 0."""
-        self._left, self._act = steps + 1, act
+    def arm(self, steps: int, function: Callable[[], object]) -> None:
+        """Call *function* before the step number *steps*, counted from 0."""
+        self._left, self._function = steps + 1, function
 
     def _run_once(self) -> None:
         self._left -= 1
         if self._left == 0:
-            self._act()
+            self._function()
         _run_once(self)
 
     def disarm(self) -> bool:
@@ -35,11 +35,11 @@ class SteppingLoop(VirtualLoop):
         return reached
 
 
-def arm(steps: int, act: Callable[[], object]) -> Callable[[], bool]:
+def arm(steps: int, function: Callable[[], object]) -> Callable[[], bool]:
     """Arm the running loop, and return its `disarm`."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SteppingLoop)
-    loop.arm(steps, act)
+    loop.arm(steps, function)
     return loop.disarm
 
 

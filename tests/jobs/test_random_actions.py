@@ -53,7 +53,7 @@ def picture() -> bytes:
 PHOTO = picture()
 
 
-class Life:
+class Scenario:
     """One random sequence of actions, with its clients, their futures and every event."""
 
     def __init__(
@@ -69,10 +69,10 @@ class Life:
 
     async def step(self) -> None:
         """Perform one random action."""
-        acts = [self.submit] * 4 + [self.sleep] * 3 + [self.fault] * 2
-        acts += [self.attach, self.call_back, self.cancel, self.resume, self.leave]
-        act = self.rng.choice(acts)
-        await act(self.rng.choice(self.clients))
+        methods = [self.submit] * 4 + [self.sleep] * 3 + [self.fault] * 2
+        methods += [self.attach, self.send_callback, self.cancel, self.resume, self.cancel_wait]
+        method = self.rng.choice(methods)
+        await method(self.rng.choice(self.clients))
 
     async def submit(self, kling: KlingClient) -> None:
         """Submit a job, perhaps with a key, a deadline or `fresh`."""
@@ -104,7 +104,7 @@ class Life:
             task = self.rng.choice(tasks)
             self.futures.append(kling.attach(self.rng.choice([task.task_id, task.external_task_id])))
 
-    async def call_back(self, kling: KlingClient) -> None:
+    async def send_callback(self, kling: KlingClient) -> None:
         """Deliver an unsigned callback about a task of the account."""
         tasks = list(self.emulator.account.tasks.values())
         if tasks:
@@ -124,7 +124,7 @@ class Life:
         """Resume whatever the journal holds."""
         self.futures += [future async for future in kling.resume()]
 
-    async def leave(self, _kling: KlingClient) -> None:
+    async def cancel_wait(self, _kling: KlingClient) -> None:
         """Cancel one of the waiting callers."""
         if self.waits:
             self.rng.choice(self.waits).cancel()
@@ -152,35 +152,35 @@ def check_events(events: list[Event]) -> None:
     assert set(ends.values()) <= {1}
 
 
-def check_ends(life: Life) -> None:
+def check_ends(scenario: Scenario) -> None:
     """Check that every future has ended, in agreement with the emulator's account."""
-    account = life.emulator.account
+    account = scenario.emulator.account
     assert set(account.accepted.values()) <= {1}
-    for future in life.futures:
+    for future in scenario.futures:
         assert future.done()
         error = future.error
         if error is None:
             assert future.task_id in account.tasks
         elif isinstance(error, ClientClosed):
             assert error.task_id in account.tasks or error.task_id is None
-        elif future in life.unkeyed and not isinstance(error, SubmissionUnknown):
+        elif future in scenario.unkeyed and not isinstance(error, SubmissionUnknown):
             assert future.external_task_id not in account.accepted
         if isinstance(error, NotSubmitted):
             assert error.task_id is None
 
 
-def check_units(life: Life) -> None:
+def check_units(scenario: Scenario) -> None:
     """Check that the units due equal the units billed, except for ends that no client saw."""
-    jobs = {id(each.record.job): each for each in life.futures if isinstance(each.record.job, Job)}
+    jobs = {id(each.record.job): each for each in scenario.futures if isinstance(each.record.job, Job)}
     units: dict[str | None, list[int]] = {}
     for future in jobs.values():
         job: Any = future.record.job
         units.setdefault(future.external_task_id, []).append(job.units)
-    due = sum(kling.stats.units_due for kling in life.clients)
+    due = sum(kling.stats.units_due for kling in scenario.clients)
     assert due == sum(map(sum, units.values()))
     due = sum(map(max, units.values()))
-    billed = life.emulator.account.units_billed
-    open_ends = any(isinstance(each.error, ClientClosed | SubmissionUnknown) for each in life.futures)
+    billed = scenario.emulator.account.units_billed
+    open_ends = any(isinstance(each.error, ClientClosed | SubmissionUnknown) for each in scenario.futures)
     assert due == billed or (open_ends and due > billed)
 
 
@@ -204,14 +204,14 @@ async def live(seed: int, folder: Path | None) -> None:
             KlingClient(rng=Random(seed), journal=folder / "run.db" if folder else None, **options),
             KlingClient(rng=Random(seed + 1), run="other", **options),
         ]
-        life = Life(seed, emulator, clients, photo)
+        scenario = Scenario(seed, emulator, clients, photo)
         async with clients[0], clients[1]:
             for _ in range(rng.randrange(1, STEPS)):
-                await life.step()
+                await scenario.step()
             if rng.random() < 0.5:
                 emulator.faults.clear()
                 await asyncio.gather(*(kling.aclose(wait=True) for kling in clients))
-        await asyncio.gather(*life.waits, return_exceptions=True)
+        await asyncio.gather(*scenario.waits, return_exceptions=True)
         assert left_over() == []
         assert (slots.held, slots.running) == (0, 0)
         for kling in clients:
@@ -219,9 +219,9 @@ async def live(seed: int, folder: Path | None) -> None:
             assert kling._jobs._submitter._uploads.held == 0
         await asyncio.sleep(LONG)
         check_events(events)
-        check_ends(life)
+        check_ends(scenario)
         emulator.account.settle(loop_clock())
-        check_units(life)
+        check_units(scenario)
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -20,7 +20,7 @@ PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "chelsea.jpg"
 POLL_TIMEOUT, REFUSAL_TIMEOUT = 150.0, 60.0
 WORK = 40.0  # seconds a task takes
 BROKEN = ["refused", "reset", "html", "empty", "truncated_json", "wrong_length"]
-ANSWERS = [
+BAD_RESPONSES = [
     *(
         pytest.param(Fault(kind, code=code), id=f"{kind}-{code}")
         for code in CODES
@@ -33,7 +33,7 @@ CLIENT: dict[str, Any] = {"poll_timeout": POLL_TIMEOUT, "refusal_timeout": REFUS
 
 @pytest.mark.parametrize("duration", [0.0, 10.0], ids=["once", "for 10 s"])
 @pytest.mark.parametrize("route", ["query", "list"])
-@pytest.mark.parametrize("fault", ANSWERS)
+@pytest.mark.parametrize("fault", BAD_RESPONSES)
 @virtual_time
 async def test_transient_bad_responses_end_no_wait(fault: Fault, route: str, duration: float) -> None:
     """The results arrive soon after the bad responses end."""
@@ -51,7 +51,7 @@ async def test_transient_bad_responses_end_no_wait(fault: Fault, route: str, dur
         assert loop.time() - began < WORK + 60  # a 1302 makes the route pause
 
 
-@pytest.mark.parametrize("fault", ANSWERS)
+@pytest.mark.parametrize("fault", BAD_RESPONSES)
 @virtual_time
 async def test_lasting_bad_responses_end_the_wait_in_bounded_time(fault: Fault) -> None:
     """A refusal ends the wait after 60 s, and another failure after `poll_timeout`. The error has the ids."""
@@ -69,7 +69,7 @@ async def test_lasting_bad_responses_end_the_wait_in_bounded_time(fault: Fault) 
         assert (error.task_id, error.external_task_id) == (task.task_id, future.external_task_id)
 
 
-@pytest.mark.parametrize("fault", ANSWERS)
+@pytest.mark.parametrize("fault", BAD_RESPONSES)
 @virtual_time
 async def test_lasting_bad_list_pages_end_no_wait(fault: Fault) -> None:
     """While list pages are bad, single reads notice the ends without a delay."""

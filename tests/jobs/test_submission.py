@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.raw_server import Exchange, Loopback, loopback, refuses, says, task
+from support.raw_server import Exchange, Loopback, loopback, refuses, responds, task
 
 from kling_expand.api import codec
 from kling_expand.api.photo import load_photo
@@ -617,7 +617,7 @@ async def test_waits_between_retries_grow() -> None:
 @virtual_time
 async def test_a_timeout_reported_by_a_proxy_is_followed_by_a_lookup(status: int) -> None:
     """A create that a proxy ends with a timeout may have been accepted, so its id is looked up."""
-    async with loopback(says(b"stream timeout", status), task("1")) as server:
+    async with loopback(responds(b"stream timeout", status), task("1")) as server:
         config = Settings(base_url=server.url)
         async with Session(config, StaticKey("k"), rng=Random(1)) as session:
             made = await Submitter(session, config, rng=Random(1)).create(

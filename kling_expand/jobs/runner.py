@@ -13,10 +13,10 @@ exist. It releases each exactly once. The states in `kling_expand.jobs.submissio
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from attrs import define
@@ -63,6 +63,8 @@ CLOSE_TIMEOUT = 10.0  # seconds that a create in progress has to end when the cl
 _RECOVERY = JobIdentity("", "")  # the turn of `_recover`, as no job has an empty digest
 _SUCCEEDED = frozenset({JobState.SUCCEEDED, JobState.DONE})
 _OPEN = frozenset({JobState.INTENT, JobState.UNKNOWN, JobState.SUBMITTED})
+
+T = TypeVar("T")
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -153,7 +155,7 @@ class Job:
     files: tuple[Path, ...] = ()  # the files of its own photo, not those of an identical one
     recorded_id: str | None = None  # its id in the store
     resumable: bool = False  # whether a later client of the store can send it
-    withdrawn: bool = False  # whether no later client may send it
+    withdrawn: bool | None = None  # once it is cancelled, whether no later client may send it
     units: int = 0  # reserved units
     held: int = 0  # acquired slots
     queued: bool = False  # whether it waits for slots
@@ -184,15 +186,19 @@ class Job:
         return self.recorded_id or (self.record.external_task_id if given else None)
 
     def cancel(self, *, for_good: bool = False) -> bool:
-        """Cancel the job at once if it has not been sent yet, and return whether it is cancelled.
+        """Cancel the job if it has not been sent yet, and return whether it is cancelled.
 
-        With *for_good*, no later run resumes it from the store.
+        With *for_good*, it ends at once, and no later run resumes it from the store. Otherwise it ends once
+        it is known whether the store has it.
         """
-        if self.task is None or self.sent or not self.task.cancel():
+        if self.task is None or self.sent or self.record.done():
+            return False
+        if self.withdrawn is None and not self.task.cancel():
             return False
         self.withdrawn = for_good
-        self.resumable = self.resumable and not for_good
-        self.record.fail(_cancellation_error(self))
+        if for_good:
+            self.resumable = False
+            self.record.fail(_cancellation_error(self))
         return True
 
 
@@ -219,7 +225,7 @@ class JobRunner:
         self._registry.on_end.insert(0, self._ended)  # slots are free before the end is emitted
         self._jobs: dict[TaskRecord, Job] = {}  # jobs that have no task yet
         self._identity_locks: WeakValueDictionary[JobIdentity, asyncio.Lock] = WeakValueDictionary()
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes: set[asyncio.Task[Any]] = set()
         self._followed: set[TaskRecord] = set()  # tasks that other clients or earlier runs created
         self._registry.on_merge.append(self._unfollow)
         self._warned = False  # whether the log has the warning about photos that cannot be read again
@@ -334,7 +340,7 @@ class JobRunner:
         except asyncio.CancelledError:
             self._fail(job, _cancellation_error(job))
             # Begun in this iteration of the loop, before another submission can record that it sends the job.
-            if job.withdrawn and job.recorded_id == job.attempt.external_task_id:
+            if job.withdrawn and not job.sent and job.recorded_id == job.attempt.external_task_id:
                 await self._write(self._store.mark_refused(job.recorded_id, "NotSubmitted: it was cancelled"))
         except Exception as error:
             logger.exception("a job failed with an unexpected error")
@@ -429,8 +435,15 @@ class JobRunner:
         """Try the attempts of a job that has an identity until one has a task to follow."""
         after = 0
         while True:
-            async with asyncio.timeout_at(job.deadline_at):
-                known = await self._record_intent(identity, prepared, after)
+            recording = self._keep_writing(self._record_intent(identity, prepared, after))
+            try:
+                async with asyncio.timeout_at(job.deadline_at):
+                    known = await asyncio.shield(recording)
+            except asyncio.CancelledError:  # the store gets the job all the same
+                known = await recording
+                job.attempt = await self._attempt_of(known, given=job.attempt.given)
+                self._mark_recorded(job, known)
+                raise
             after = known.attempt
             if (job.fresh and known.state in _SUCCEEDED) or _is_replaced(known, prepared.request):
                 continue
@@ -445,6 +458,7 @@ class JobRunner:
 
     async def _mark_if_recorded(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
         """Give *job* the id of another submission of the same job that is in progress."""
+        await asyncio.sleep(0)  # that submission may only now begin its write
         known = await self._store.find(*identity)
         if known and known.state in _OPEN and request.external_task_id in {None, known.external_task_id}:
             self._mark_recorded(job, known)
@@ -452,9 +466,9 @@ class JobRunner:
     def _mark_recorded(self, job: Job, known: JobRecord) -> None:
         """Note that the store has the job as *known*, and wake the callers that wait for this."""
         job.recorded_id = known.external_task_id
-        job.resumable = self._store.durable and known.source is not None
-        job.record.wake()
         unrecoverable = self._store.durable and known.source is None and known.task is None
+        job.resumable = self._store.durable and not unrecoverable
+        job.record.wake()
         if (
             unrecoverable
             and not self._store.queued
@@ -615,9 +629,7 @@ class JobRunner:
             return
         if task.status is Status.FAILED:
             self._refund(job)  # only pictures that were made are billed (observed)
-        writing = asyncio.create_task(self._write(self._store.observe(job.attempt.external_task_id, task)))
-        self._writes.add(writing)
-        writing.add_done_callback(self._writes.discard)
+        self._keep_writing(self._write(self._store.observe(job.attempt.external_task_id, task)))
 
     def _release(self, job: Job) -> None:
         """Release a job's slots."""
@@ -652,6 +664,13 @@ class JobRunner:
         """
         if not self._store.queued:
             await self._write(self._store.mark_unsent(attempt.external_task_id))
+
+    def _keep_writing(self, writing: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a write that goes on if its caller is cancelled. `written` waits for it."""
+        task = asyncio.create_task(writing)
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return task
 
     async def _write(self, writing: Awaitable[None]) -> None:
         """Wait for the store. A failure is only logged, because a later run looks up whatever is missing."""
@@ -715,7 +734,9 @@ def _cancellation_error(job: Job) -> KlingError:
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the job was cancelled when its create might already have been accepted")
     later = ", and `resume` continues the job" if job.resumable else ""
-    return NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
+    error = NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
+    error.external_task_id = job.recorded_id
+    return error
 
 
 def _unexpected_error(job: Job, error: Exception) -> KlingError:

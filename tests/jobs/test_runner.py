@@ -1427,6 +1427,33 @@ async def test_a_job_cancelled_by_its_caller_is_not_resumed(tmp_path: Path) -> N
         assert len(emulator.account.tasks) == 4
 
 
+@virtual_time
+async def test_a_job_cancelled_while_it_is_recorded_is_as_promised(tmp_path: Path) -> None:
+    """A later run does not send a job that was cancelled during its first write.
+
+    If the client closes during that write, the error is resumable, as a later run sends the job.
+    """
+
+    class Slow(SQLiteStore):
+        async def record_intent(self, *args: Any, **options: Any) -> Any:
+            job = await super().record_intent(*args, **options)
+            await asyncio.sleep(5)
+            return job
+
+    async with emulated() as (emulator, _), Slow(tmp_path / "run.db", clock=loop_clock) as store:
+        async with another(emulator, journal=store) as kling:
+            cancelled, closed = (kling.submit(PHOTO, Ratios(up=share)) for share in (0.5, 0.6))
+            await asyncio.sleep(2)
+            assert cancelled.cancel()
+        errors = cancelled.error, closed.error
+        assert [isinstance(error, NotSubmitted) and error.resumable for error in errors] == [False, True]
+        async with another(emulator, journal=store) as later:
+            (resumed,) = [future async for future in later.resume()]
+            assert resumed.external_task_id == closed.external_task_id
+            await resumed
+        assert len(emulator.account.tasks) == 1
+
+
 # ------------------------------------------------------------------ a restart in the middle of a create
 
 

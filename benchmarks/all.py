@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.durations import LAWS
+from benchmarks.durations import DISTRIBUTIONS
 from benchmarks.goals import Results, goals
 from benchmarks.peers import CLIENTS
 from benchmarks.reporting import table
@@ -44,8 +44,16 @@ RUNS: dict[str, list[str]] = {
     "compare 10": compared(10, list(CLIENTS)),
     "compare 100": compared(100, list(CLIENTS)),
     "compare 1000": compared(1000, FEW),
-    "callbacks": ["virtual", "--laws", "log-normal"],
-    "laws": ["virtual", "--laws", ",".join(LAWS), "--concurrent", "10,100", "--callbacks", ""],
+    "callbacks": ["virtual", "--distributions", "log-normal"],
+    "distributions": [
+        "virtual",
+        "--distributions",
+        ",".join(DISTRIBUTIONS),
+        "--concurrent",
+        "10,100",
+        "--callbacks",
+        "",
+    ],
     "schedules": ["schedules", "--tasks", "2000"],
     "memory": ["memory"],
     "limits": ["limits"],
@@ -70,13 +78,15 @@ RUNS: dict[str, list[str]] = {
     "suite": ["suite"],
 }
 # Runs whose figures are counts, bytes or virtual time, which a busy machine does not change.
-EXACT = {"callbacks", "laws", "schedules", "memory", "limits", "inspect_pictures"}
+EXACT = {"callbacks", "distributions", "schedules", "memory", "limits", "inspect_pictures"}
 # Each step has several sequences of runs. The sequences run side by side, the runs of a sequence in order.
-BESIDE = [
-    [["compare 1"], ["compare 10"], ["callbacks", "laws", "schedules"], ["fleet"]],
+SIDE_BY_SIDE = [
+    [["compare 1"], ["compare 10"], ["callbacks", "distributions", "schedules"], ["fleet"]],
     [["compare 100", "compare 1000"], ["memory", "limits"], ["inspect_pictures"]],
 ]
-STEPS = BESIDE + [[[name]] for name in RUNS if not any(name in lane for step in BESIDE for lane in step)]
+STEPS = SIDE_BY_SIDE + [
+    [[name]] for name in RUNS if not any(name in sequence for step in SIDE_BY_SIDE for sequence in step)
+]
 
 
 def machine() -> dict[str, Any]:
@@ -121,17 +131,17 @@ def run(name: str, nice: int) -> Results | None:
 def run_step(step: list[list[str]]) -> dict[str, Results | None]:
     """Run the sequences of a step side by side, and return the results by run."""
 
-    def run_lane(lane: list[str]) -> dict[str, Results | None]:
-        return {name: run(name, 10 if name in EXACT else 0) for name in lane}
+    def run_sequence(sequence: list[str]) -> dict[str, Results | None]:
+        return {name: run(name, 10 if name in EXACT else 0) for name in sequence}
 
     with ThreadPoolExecutor(len(step)) as pool:
-        return {name: found for lane in pool.map(run_lane, step) for name, found in lane.items()}
+        return {name: found for sequence in pool.map(run_sequence, step) for name, found in sequence.items()}
 
 
 def chosen_steps(names: list[str]) -> list[list[list[str]]]:
     """Return the steps with only the named runs."""
-    lanes = [[[name for name in lane if name in names] for lane in step] for step in STEPS]
-    return [found for step in lanes if (found := [lane for lane in step if lane])]
+    sequences = [[[name for name in sequence if name in names] for sequence in step] for step in STEPS]
+    return [found for step in sequences if (found := [sequence for sequence in step if sequence])]
 
 
 def show(about: dict[str, Any], results: dict[str, Results]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.import_time import environment
-from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, picture, rounded, table
 from kling_expand.api.photo import load_photo
 
 SMALL = picture()
@@ -73,12 +73,12 @@ def measure(photos: int, weight: int, runs: int) -> dict[str, float]:
         files = [few / f"{place}.png" for place in range(HASHED)]
         for file in files:
             file.write_bytes(picture(weight=weight))
-        contestants: dict[str, Callable[[], dict[str, float]]] = {
+        candidates: dict[str, Callable[[], dict[str, float]]] = {
             "dry run": lambda: dry_run(many),
             "load_photo": lambda: _timed(lambda: asyncio.run(_load(files))),
             "sha256sum": lambda: _timed(lambda: _run(["sha256sum", *map(str, files)])),
         }
-        found = {name: medians(rows)["seconds"] for name, rows in by_turns(contestants, runs).items()}
+        found = {name: medians(rows)["seconds"] for name, rows in interleaved(candidates, runs).items()}
     speeds = {name: rounded(HASHED * weight / 1e6 / found[name]) for name in ("load_photo", "sha256sum")}
     return {
         "dry run (s)": found["dry run"],

@@ -2,13 +2,13 @@
 
     python -m benchmarks.compare --json
     python -m benchmarks.compare --concurrent 1,10,100,1000 --runs 5 --json
-    python -m benchmarks.compare --law bimodal --only kling_expand,script --json
+    python -m benchmarks.compare --distribution bimodal --only kling_expand,script --json
 
 Each client has its own process and its own server. The median duration of a job is 12 s (log-normal, sigma
-0.35, or another law of `benchmarks.durations`). Of every twelve jobs one falls in each twelfth of the
-distribution, and all clients get the same seeds. Each client first runs `--warm` jobs that are not counted,
-so that an adaptive client has data to learn from. The figures are medians of `--runs` runs, each with its own
-seed.
+0.35, or another distribution of `benchmarks.durations`). Of every twelve jobs one falls in each twelfth of
+the distribution, and all clients get the same seeds. Each client first runs `--warm` jobs that are not
+counted, so that an adaptive client has data to learn from. The figures are medians of `--runs` runs, each
+with its own seed.
 
     requests per job    polls and other requests, except the create
     latency (s)         from the end of a job on the server until its result is returned to the caller
@@ -41,7 +41,7 @@ from operator import itemgetter
 from statistics import fmean, quantiles
 from typing import Any
 
-from benchmarks.durations import LAWS
+from benchmarks.durations import DISTRIBUTIONS
 from benchmarks.peers import CLIENTS, Run
 from benchmarks.reporting import finish, medians, peak_memory, reset_peak_memory, table
 from benchmarks.server import Server, serving
@@ -121,7 +121,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Return one row for each client with its medians over the runs.
 
-    The *service* is given by the median duration in seconds and the law of the durations.
+    The *service* is given by the median and the distribution of the durations in seconds.
     """
     found: dict[str, list[dict[str, float]]] = {client: [] for client in clients}
     one = partial(in_process, concurrent=concurrent, warm=warm, service=service)
@@ -168,7 +168,9 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--median", type=float, default=12.0, help="median duration of a job in seconds (default: 12)"
     )
-    parser.add_argument("--law", choices=LAWS, default="log-normal", help="law of the durations")
+    parser.add_argument(
+        "--distribution", choices=DISTRIBUTIONS, default="log-normal", help="distribution of the durations"
+    )
     parser.add_argument("--only", default=",".join(CLIENTS), help="names of clients (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     for name in ("--client", "--url", "--jobs", "--seed"):
@@ -189,7 +191,7 @@ def main() -> None:
     installed = [name for name in chosen if CLIENTS[name].installed]
     rows: list[dict[str, Any]] = []
     for number in given.concurrent.split(","):
-        service = given.median, given.law
+        service = given.median, given.distribution
         rows += measure(installed, int(number), given.runs, warm=given.warm, service=service)
     table(rows)
     print()

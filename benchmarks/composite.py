@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from benchmarks.large_photos import LargePhoto, large_photos, stored, texture
-from benchmarks.reporting import by_turns, finish, medians, options, peak_memory, table
+from benchmarks.reporting import finish, interleaved, medians, options, peak_memory, table
 from kling_expand import Ratios
 from kling_expand.emulator.painting.pictures import misregistered, outpaint
 from kling_expand.geometry import Canvas
@@ -47,14 +47,14 @@ def seam_ratio(image: Any, box: tuple[int, int, int, int]) -> float:
 
     A step is the difference of brightness between two adjacent lines. An edge of the image is not a seam.
     """
-    grey = np.asarray(image.convert("F"), np.float32)
+    gray = np.asarray(image.convert("F"), np.float32)
     left, top, right, bottom = box
     lines = []
     for edge, last, across in (
-        (top, image.height, grey[:, left:right]),
-        (bottom, image.height, grey[:, left:right]),
-        (left, image.width, grey[top:bottom].T),
-        (right, image.width, grey[top:bottom].T),
+        (top, image.height, gray[:, left:right]),
+        (bottom, image.height, gray[:, left:right]),
+        (left, image.width, gray[top:bottom].T),
+        (right, image.width, gray[top:bottom].T),
     ):
         if 0 < edge < last:
             steps = np.abs(np.diff(across[max(0, edge - REACH) : edge + REACH], axis=0))
@@ -175,7 +175,7 @@ def costs(megapixels: float, runs: int) -> dict[str, dict[str, float]]:
         frame.resize(size, Image.Resampling.LANCZOS).save(picture)
         del frame, cut
         ways = {way: partial(measured, way, str(photo), str(picture)) for way in ("script", "kling_expand")}
-        return {way: medians(found) for way, found in by_turns(ways, runs).items()}
+        return {way: medians(found) for way, found in interleaved(ways, runs).items()}
 
 
 def main() -> None:

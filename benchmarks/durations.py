@@ -1,6 +1,6 @@
-"""The jobs of the local server: each has a start time and a duration that follows a law.
+"""The jobs of the local server: each has a start time and a duration that follows a distribution.
 
-There are eight laws, described here for a median of 12 s. The durations scale with the given median:
+There are eight distributions, described here for a median of 12 s. The durations scale with the given median:
 
     log-normal   sigma 0.35, typical of image services
     bimodal      7 of 10 near 8 s, the others near 30 s: a cache, or a second model
@@ -47,7 +47,7 @@ def _drifting(share: float, number: int) -> float:
 
 
 # The duration of the job with a *number* at the quantile *share*, for a median of 12 s.
-LAWS: dict[str, Callable[[float, int], float]] = {
+DISTRIBUTIONS: dict[str, Callable[[float, int], float]] = {
     "log-normal": lambda share, _number: quantile(share, 12.0),
     "bimodal": _bimodal,
     "heavy tail": lambda share, _number: 5 * (1 - share) ** (-1 / 1.5),
@@ -65,7 +65,7 @@ class Jobs:
 
     median: float
     seed: int
-    law: str = "log-normal"
+    distribution: str = "log-normal"
     clock: Callable[[], float] = time.time
     requests: Counter[str] = field(factory=Counter)
     ends: dict[str, float] = field(factory=dict)
@@ -92,13 +92,13 @@ class Jobs:
         self.requests.clear()
         self.ends.clear()
         self.starts.clear()
-        self.free_at = [0.0] * WORKERS if self.law == "queue" else []
+        self.free_at = [0.0] * WORKERS if self.distribution == "queue" else []
 
     def new(self) -> str:
         """Start a job and return its id."""
         number = len(self.ends)
         name, now = f"{10**17 + self.deleted + number}", self.clock()
-        seconds = LAWS[self.law](self._share(), number) * self.median / 12
+        seconds = DISTRIBUTIONS[self.distribution](self._share(), number) * self.median / 12
         begin = max(now, self.free_at[0]) if self.free_at else now
         self.starts[name], self.ends[name] = now, begin + seconds
         if self.free_at:

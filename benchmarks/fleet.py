@@ -17,11 +17,11 @@ its file alone, and its records are compared with the outcomes and the files. Th
                           no outcome in the store with their last task and their price
     billed due            units billed for all tasks; units that the necessary tasks cost
     peak                  most tasks at the service at once, by the service's own times of each task
-    utilisation           the share of the limit in use, from the first moment at which it was nearly reached
+    utilization           the share of the limit in use, from the first moment at which it was nearly reached
                           until all but `limit` tasks were created. Outages do not count (from a kill of
                           database or emulator until SETTLE seconds after its return), nor do the leases of
                           dead or frozen workers
-    reserved              the part of the utilisation that is not a task at the service but a slot kept for
+    reserved              the part of the utilization that is not a task at the service but a slot kept for
                           a create without a usable response, whose task may still appear
     standstill            the longest time between two creates, excluding outages (s)
     statements_per_job    statements that PostgreSQL executed, counted every 0.5 s
@@ -78,7 +78,7 @@ SETTLE = 5.0  # seconds after an outage until work resumes: an uncertain create 
 SECRET = "whsec_" + "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
 MAX_BEAT = 5.0  # seconds between the end of a lease and the heartbeat of another worker that notices it
 MAX_STANDSTILL = 15.0  # seconds, after a lease
-MIN_UTILISATION = 0.85
+MIN_UTILIZATION = 0.85
 LONGEST_CREATE = Settings().create_timeout + APPEAR_TIMEOUT  # seconds until an unanswered create has failed
 
 
@@ -373,7 +373,7 @@ def usage(
     outages: list[tuple[float, float]],
     kept: list[tuple[float, float]] | None = None,
 ) -> dict[str, float]:
-    """Return the peak and the utilisation of the *limit* by tasks with these *times* and by *kept* slots."""
+    """Return the peak and the utilization of the *limit* by tasks with these *times* and by *kept* slots."""
     moves = [(begin, 1, 0) for begin, _ in times] + [(end, -1, 0) for _, end in times]
     moves += [(begin, 0, 1) for begin, _ in kept or ()] + [(end, 0, -1) for _, end in kept or ()]
     moves += [(edge, 0, 0) for edge in {edge for outage in outages for edge in outage}]
@@ -392,7 +392,7 @@ def usage(
         full = full or now + held >= limit * 0.95
     shares = (busy / length / limit, (busy - running) / length / limit) if length else (0.0, 0.0)
     return {"peak": peak, "limit": limit} | dict(
-        zip(("utilisation", "reserved"), (round(share, 4) for share in shares), strict=True)
+        zip(("utilization", "reserved"), (round(share, 4) for share in shares), strict=True)
     )
 
 
@@ -494,7 +494,7 @@ def main() -> int:
         print(f"at most {found['peak']} of {found['limit']} slots in use, in {found['seconds']} s")
     print(json.dumps(found))
     bad = found["duplicates"] or found["lost"] or found["peak"] > found["limit"]
-    idle = found["utilisation"] < MIN_UTILISATION
+    idle = found["utilization"] < MIN_UTILIZATION
     return 1 if bad or idle or found["standstill"] > options["lease"] + MAX_STANDSTILL else 0
 
 

@@ -299,18 +299,18 @@ async def _machine(account: Account, jobs: list[int], rng: Random, *, dies: bool
     """Run a worker with 32 jobs in hand, until no job is left or it dies half-way."""
     slots, half = SharedSlots(32), jobs[0] // 2
 
-    async def hand() -> None:
+    async def run_slot() -> None:
         while jobs[0] > 0 and not (dies and jobs[0] < half):
             jobs[0] -= 1
             await _job(account, slots, rng)
 
-    await asyncio.gather(*(hand() for _ in range(32)))
+    await asyncio.gather(*(run_slot() for _ in range(32)))
 
 
 async def simulate(
     seed: int, machines: int = 100, jobs: int = 1_000_000, limit: int = 1000
 ) -> dict[str, float]:
-    """Return the utilisation and the refused creates per job if every worker estimates the limit itself."""
+    """Return the utilization and the refused creates per job if every worker estimates the limit itself."""
     account, left = Account(limit), [jobs]
     rng = Random(seed)
     await asyncio.gather(
@@ -321,7 +321,7 @@ async def simulate(
         "workers": machines,
         "jobs": account.done,
         "limit": limit,
-        "utilisation": round(account.busy / seconds / limit, 4),
+        "utilization": round(account.busy / seconds / limit, 4),
         "refusals_per_job": round(account.refusals / account.done, 4),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from benchmarks.durations import LAWS
+from benchmarks.durations import DISTRIBUTIONS
 from benchmarks.open_tasks import PARTS
 from benchmarks.shell_start import COMMANDS
 
@@ -109,7 +109,7 @@ def _fewest(results: Results) -> str:
 # ---------------------------------------------------------------------------- requests and latency
 
 
-def _of_callbacks() -> Iterator[Goal]:
+def _callback_goals() -> Iterator[Goal]:
     for number in NUMBERS:
         for name in ("requests per job", "latency (s)"):
             cells = {"callbacks": "arriving", "concurrent_jobs": number}
@@ -118,10 +118,10 @@ def _of_callbacks() -> Iterator[Goal]:
             yield Goal(f"callbacks in real time, {number} at once: {name}", f"compare {number}", real, 0.05)
     for kind in FAILING:
         for number in NUMBERS:
-            yield from _of_failing(kind, number)
+            yield from _failing_callback_goals(kind, number)
 
 
-def _of_failing(kind: str, number: int) -> Iterator[Goal]:
+def _failing_callback_goals(kind: str, number: int) -> Iterator[Goal]:
     """Yield the goals of callbacks that fail, compared with the same jobs without callbacks."""
     what = f"callbacks {kind}, {number} at once"
     mean, highest = "latency (s)", "highest latency (s)"
@@ -146,23 +146,23 @@ def _of_failing(kind: str, number: int) -> Iterator[Goal]:
         yield Goal(f"callbacks {kind} in real time, {number} at once: {mean}", f"compare {number}", real, 5.6)
 
 
-def _of_laws() -> Iterator[Goal]:
-    for law in LAWS:
-        figure = figure_at("distributions", law, "adaptive", "ratio")
-        yield Goal(f"polls alone, {law}, optimum in hindsight = 1", "schedules", figure, 1.3)
+def _distribution_goals() -> Iterator[Goal]:
+    for distribution in DISTRIBUTIONS:
+        figure = figure_at("distributions", distribution, "adaptive", "ratio")
+        yield Goal(f"polls alone, {distribution}, optimum in hindsight = 1", "schedules", figure, 1.3)
     for number in (10, 100):
-        for law in LAWS:
+        for distribution in DISTRIBUTIONS:
             yield Goal(
-                f"better of requests and latency, {law}, {number} at once, sweep = 1",
-                "laws",
-                _better(law, number),
+                f"better of requests and latency, {distribution}, {number} at once, sweep = 1",
+                "distributions",
+                _better(distribution, number),
                 1,
             )
 
 
-def _better(law: str, number: int) -> Figure:
+def _better(distribution: str, number: int) -> Figure:
     """Return the function that compares both figures with a sweep's; above 1 both are worse."""
-    cells = {"durations": law, "concurrent_jobs": number, "callbacks": "lost"}
+    cells = {"durations": distribution, "concurrent_jobs": number, "callbacks": "lost"}
 
     def figure(results: Results) -> float:
         ours, sweep = (_row(results, cells | {"client": name}) for name in ("kling_expand", "sweep"))
@@ -172,7 +172,7 @@ def _better(law: str, number: int) -> Figure:
     return figure
 
 
-def _of_clients() -> Iterator[Goal]:
+def _client_goals() -> Iterator[Goal]:
     for number, most in {1: 8.0, 10: 2.0, 100: 0.5, 1000: 0.2}.items():
         reads, late = (in_row(name, client="kling_expand") for name in ("requests per job", "latency (s)"))
         run = f"compare {number}"
@@ -183,7 +183,7 @@ def _of_clients() -> Iterator[Goal]:
 # ---------------------------------------------------------------------------- cost
 
 
-def _of_cost() -> Iterator[Goal]:
+def _cost_goals() -> Iterator[Goal]:
     for run, job in {"overhead": 0.75, "overhead with [fast]": 0.6}.items():
         for name, most in {"query": 1.10, "page": 1.10, "list": 1.5, "job": job}.items():
             figure, reason = figure_at("calls", name), VALUES if name == "list" else CHECKS
@@ -208,7 +208,7 @@ def _of_cost() -> Iterator[Goal]:
     )
 
 
-def _of_shell() -> Iterator[Goal]:
+def _shell_goals() -> Iterator[Goal]:
     yield Goal("CPU of the import, aiohttp = 1", "import_time", figure_at("ratio"), 1.15)
     for command, (base, most) in COMMANDS.items():
         yield Goal(f"start of {command!r}, imports of {base} = 1", "shell_start", figure_at(command), most)
@@ -219,7 +219,7 @@ def _of_shell() -> Iterator[Goal]:
     yield Goal("steps of library that went wrong", "library", figure_at("wrong steps"), 0)
 
 
-def _of_pictures() -> Iterator[Goal]:
+def _picture_goals() -> Iterator[Goal]:
     yield Goal("composites whose photo is unchanged, share", "composite", _identical, at_least=1)
     yield Goal("CPU of a composite, script = 1", "composite", figure_at("ratios", "CPU (s)"), 1.5)
     yield Goal("memory of a composite, script = 1", "composite", figure_at("ratios", "peak (MB)"), 1.2)
@@ -234,7 +234,7 @@ def _identical(results: Results) -> float:
 # ---------------------------------------------------------------------------- fleet, faults and emulator
 
 
-def _of_fleet() -> Iterator[Goal]:
+def _fleet_goals() -> Iterator[Goal]:
     full = "workers, PostgreSQL and the emulator share two cores, which are full"
     for number in (2, 4):
         yield Goal(
@@ -251,11 +251,11 @@ def _of_fleet() -> Iterator[Goal]:
     for verb, few in {"results": "10,000", "status": "1,000", "top": "1,000"}.items():
         figure = figure_at("queue", verb, "ratio")
         yield Goal(f"{verb}, 100,000 queued against {few}", "fleet_scale", figure, 1.3)
-    used = figure_at("simulation", "utilisation")
+    used = figure_at("simulation", "utilization")
     yield Goal("slots in use with 100 workers, simulated", "fleet_scale", used, at_least=0.85)
     few = "the workers' heartbeats and reads add 2 to 3 statements per job at 9 slots and tasks of 10 s"
     yield Goal("statements of a job of the fleet", "fleet", figure_at("statements_per_job"), 10, reason=few)
-    yield Goal("limit of the fleet in use", "fleet", figure_at("utilisation"), at_least=0.85)
+    yield Goal("limit of the fleet in use", "fleet", figure_at("utilization"), at_least=0.85)
     yield Goal("standstill of the fleet (s)", "fleet", figure_at("standstill"), 45)
     yield Goal("peak of the fleet, limit = 1", "fleet", _share(figure_at("peak"), figure_at("limit")), 1)
     for name in ("fleet", "chaos", "chaos of two passes"):
@@ -274,7 +274,7 @@ def _scaling(number: int) -> Figure:
     return figure
 
 
-def _of_emulator() -> Iterator[Goal]:
+def _emulator_goals() -> Iterator[Goal]:
     ready, rate = figure_at("ready (ms)"), figure_at("jobs per second")
     yield Goal("emulator and client ready (ms)", "emulator", ready, 30)
     yield Goal("jobs per second of the emulator", "emulator", rate, at_least=500)
@@ -285,13 +285,13 @@ def _of_emulator() -> Iterator[Goal]:
 def goals() -> list[Goal]:
     """Return the goals in the order of the table."""
     return [
-        *_of_callbacks(),
-        *_of_laws(),
-        *_of_clients(),
-        *_of_cost(),
-        *_of_shell(),
-        *_of_pictures(),
-        *_of_fleet(),
-        *_of_emulator(),
+        *_callback_goals(),
+        *_distribution_goals(),
+        *_client_goals(),
+        *_cost_goals(),
+        *_shell_goals(),
+        *_picture_goals(),
+        *_fleet_goals(),
+        *_emulator_goals(),
         Goal("all tests (s)", "suite", figure_at("seconds"), 180, reason=SUITE),
     ]

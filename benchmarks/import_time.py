@@ -20,7 +20,7 @@ from functools import cache
 from operator import itemgetter
 from typing import Any
 
-from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, rounded, table
 
 OURS = "from kling_expand import KlingClient"
 NAMES = {"nothing": "pass", "aiohttp": "import aiohttp", "kling_expand": OURS}
@@ -46,11 +46,11 @@ def cpu_seconds(code: str) -> float:
 def measure(runs: int) -> dict[str, float]:
     """Return the median CPU seconds of each import alone."""
 
-    def contestant(code: str) -> Callable[[], dict[str, float]]:
+    def candidate(code: str) -> Callable[[], dict[str, float]]:
         return lambda: {"seconds": cpu_seconds(code)}
 
     cpu_seconds(NAMES["kling_expand"])  # compile the byte code and fill the file cache
-    found = by_turns({name: contestant(code) for name, code in NAMES.items()}, runs)
+    found = interleaved({name: candidate(code) for name, code in NAMES.items()}, runs)
     seconds = {name: medians(rows)["seconds"] for name, rows in found.items()}
     return {name: seconds[name] - seconds["nothing"] for name in ("aiohttp", "kling_expand")}
 

@@ -143,7 +143,7 @@ def blurred(case: Case) -> Image.Image:
     return changed
 
 
-def posterised(case: Case) -> Image.Image:
+def posterized(case: Case) -> Image.Image:
     """Return the picture with few levels in the new area."""
     return _outside(case, np.round(_levels(case.picture) / 24) * 24)
 
@@ -177,7 +177,7 @@ BREAKS: Mapping[str, Callable[[Case], Image.Image]] = {
     "tinted": tinted,
     "tinted outside": tinted_outside,
     "blurred": blurred,
-    "posterised": posterised,
+    "posterized": posterized,
     "striped": striped,
     "black": black,
     "flat": flat,

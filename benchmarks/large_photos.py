@@ -63,7 +63,7 @@ def texture(width: int, height: int, *, seed: int) -> Image.Image:
 
 
 def detailed(image: Image.Image, *, seed: int) -> Image.Image:
-    """Add grey detail of 1, 4, 16 and 64 pixels."""
+    """Add gray detail of 1, 4, 16 and 64 pixels."""
     rng = np.random.default_rng(seed)
     detail = np.zeros((image.height, image.width), np.float32)
     for size, strength in ((1, 3), (4, 5), (16, 8), (64, 10)):

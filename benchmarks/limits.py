@@ -28,7 +28,7 @@ from typing import Any
 import aiohttp
 from attrs import define, field, frozen
 
-from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, picture, rounded, table
 from kling_expand import Dialect, ExpandRequest, KlingClient, Ratios, TaskFuture
 from kling_expand.api.codec import create_path
 from kling_expand.api.session import retry_waits
@@ -144,7 +144,7 @@ def endless(most: int, seed: int, prefix: str = "job") -> Iterator[ExpandRequest
         yield ExpandRequest(PHOTO, Ratios(right=0.5), n=pictures, external_task_id=f"{prefix}-{number}")
 
 
-async def contest(work: Work, *, seconds: float, settling: int, most: int, seed: int) -> Row:
+async def measure_client(work: Work, *, seconds: float, settling: int, most: int, seed: int) -> Row:
     """Measure one client on one account."""
     account = {"queue_seconds": 2.0, "work_seconds": 10.0, "jitter": 0.35, "seed": seed}
     async with emulated({"max_in_flight": ALLOWED, "rng": Random(seed)}, **account) as (emulator, kling):
@@ -165,11 +165,13 @@ def measure(seconds: float, settling: int, most: int, runs: int) -> dict[str, Ro
     works: dict[str, Work] = {"ours": adaptive}
     works |= {f"semaphore of {slots}": FixedSemaphore(slots) for slots in SEMAPHORES}
 
-    def contestant(work: Work) -> Callable[[], Row]:
+    def candidate(work: Work) -> Callable[[], Row]:
         seeds = count(1)
-        return lambda: run(contest(work, seconds=seconds, settling=settling, most=most, seed=next(seeds)))
+        return lambda: run(
+            measure_client(work, seconds=seconds, settling=settling, most=most, seed=next(seeds))
+        )
 
-    found = by_turns({name: contestant(work) for name, work in works.items()}, runs)
+    found = interleaved({name: candidate(work) for name, work in works.items()}, runs)
     return {name: medians(results) for name, results in found.items()}
 
 

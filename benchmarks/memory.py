@@ -27,8 +27,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.reporting import (
-    by_turns,
     finish,
+    interleaved,
     options,
     peak_memory,
     picture,
@@ -132,7 +132,7 @@ def main() -> None:
     with serving(0.0) as server:
         arguments = {"futures": given.futures, "map": given.jobs, "upload": server.url}
         parts = {part: partial(in_process, part, value) for part, value in arguments.items()}
-        found = {part: rounded(median(figures)) for part, figures in by_turns(parts, given.runs).items()}
+        found = {part: rounded(median(figures)) for part, figures in interleaved(parts, given.runs).items()}
     found = {
         "bytes_per_future": found["futures"],
         "map_growth_mb": rounded(found["map"] / given.jobs),  # bytes per job are megabytes per million jobs

@@ -28,7 +28,7 @@ from attrs import define
 
 from benchmarks.callbacks import SECRET, signed
 from benchmarks.memory import requests
-from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, rounded, table
 from benchmarks.stub import Response, Service
 from kling_expand import KlingClient, TaskFuture
 from kling_expand.testing import loop_clock, run
@@ -183,7 +183,7 @@ def main() -> None:
     given = options("CPU with few and many open tasks.", few=100, many=10_000, events=10_000, runs=3)
     numbers = {"few": given.few, "many": given.many}
     measures = {name: lambda n=n: in_process(n, given.events) for name, n in numbers.items()}
-    found = {name: medians(rows) for name, rows in by_turns(measures, given.runs).items()}
+    found = {name: medians(rows) for name, rows in interleaved(measures, given.runs).items()}
     ratios = {part: rounded(found["many"][part] / found["few"][part]) for part in PARTS}
     names = {name: f"{number} open (µs)" for name, number in numbers.items()}
     table(

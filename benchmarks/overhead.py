@@ -31,7 +31,7 @@ from uuid import uuid4
 
 import aiohttp
 
-from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, picture, rounded, table
 from benchmarks.server import KLING, Server, serving
 from kling_expand import KeyPair, KlingClient, Ratios
 
@@ -129,17 +129,17 @@ def measure(
     counts = {"create": max(calls // 5, CONCURRENT), "query": calls, "page": calls, "list": calls}
     requests = []
 
-    def contestant(play: Callable[[str, bytes, dict[str, int]], Any]) -> Callable[[], dict[str, float]]:
+    def candidate(client: Callable[[str, bytes, dict[str, int]], Any]) -> Callable[[], dict[str, float]]:
         def once() -> dict[str, float]:
             server.reset()
             with asyncio.Runner(loop_factory=loop) as runner:
-                found: dict[str, float] = runner.run(play(server.url, photo, counts))
+                found: dict[str, float] = runner.run(client(server.url, photo, counts))
             requests.append(server.statistics()["requests"])
             return found
 
         return once
 
-    found = by_turns({"raw": contestant(raw), "ours": contestant(ours)}, runs)
+    found = interleaved({"raw": candidate(raw), "ours": candidate(ours)}, runs)
     if any(each != requests[0] for each in requests):
         raise RuntimeError(f"all runs must make the same requests, got {requests}")
     return {name: medians(results) for name, results in found.items()}

@@ -26,7 +26,7 @@ from benchmarks.reporting import finish
 
 WIDTH, HEIGHT, EDGE = 300, 260, 46  # pixels of a panel, and of the margin for its scales
 CURVE = "kling_expand"  # has several target latencies, so its points form a curve
-COLOURS = ("#d7263d", "#6b7280", "#1b6ca8", "#2a9d8f", "#8a4fbf", "#c77d0a", "#444444")
+COLORS = ("#d7263d", "#6b7280", "#1b6ca8", "#2a9d8f", "#8a4fbf", "#c77d0a", "#444444")
 STYLE = "font-family='system-ui,sans-serif' font-size='11' fill='#1f2937'"
 
 
@@ -58,14 +58,14 @@ class Panel:
         for point in sorted(self.points, key=lambda point: point.latency):
             x = self._place(point.latency, low[0], high[0], WIDTH)
             y = HEIGHT - self._place(point.requests, low[1], high[1], HEIGHT)
-            colour = COLOURS[names.index(_family(point.name)) % len(COLOURS)]
+            color = COLORS[names.index(_family(point.name)) % len(COLORS)]
             if _family(point.name) == CURVE:
                 line.append(f"{x:.1f},{y:.1f}")
             label = escape(f"{point.name}: {point.requests:.3g} {self.unit}, latency {point.latency:.2g} s")
             self._lines.append(
-                f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{colour}'><title>{label}</title></circle>"
+                f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5' fill='{color}'><title>{label}</title></circle>"
             )
-        self._lines.append(f"<polyline points='{' '.join(line)}' fill='none' stroke='{COLOURS[0]}'/>")
+        self._lines.append(f"<polyline points='{' '.join(line)}' fill='none' stroke='{COLORS[0]}'/>")
         return f"<g transform='translate({self.left:.0f},30)'>" + "".join(self._lines) + "</g>"
 
     def _lowest(self) -> tuple[float, float]:
@@ -132,7 +132,7 @@ def picture(title: str, panels: Sequence[Panel]) -> str:
         panel.left = number * WIDTH
     width = max(len(panels) * WIDTH, 150 * len(names))
     legend = "".join(
-        f"<circle cx='{20 + 150 * number}' cy='{HEIGHT + 44}' r='5' fill='{COLOURS[number % len(COLOURS)]}'/>"
+        f"<circle cx='{20 + 150 * number}' cy='{HEIGHT + 44}' r='5' fill='{COLORS[number % len(COLORS)]}'/>"
         f"<text x='{30 + 150 * number}' y='{HEIGHT + 48}'>{escape(name)}</text>"
         for number, name in enumerate(names)
     )

@@ -23,15 +23,15 @@ def options(description: str, **defaults: float | str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def by_turns(contestants: Mapping[str, Callable[[], T]], runs: int) -> dict[str, list[T]]:
-    """Run all contestants *runs* times in turn and return the results of each.
+def interleaved(candidates: Mapping[str, Callable[[], T]], runs: int) -> dict[str, list[T]]:
+    """Run all candidates *runs* times in turn and return the results of each.
 
     If each had all its runs in a row, a machine that slows down would disadvantage the last ones.
     """
-    found: dict[str, list[T]] = {name: [] for name in contestants}
+    found: dict[str, list[T]] = {name: [] for name in candidates}
     for _ in range(runs):
-        for name, contestant in contestants.items():
-            found[name].append(contestant())
+        for name, candidate in candidates.items():
+            found[name].append(candidate())
     return found
 
 

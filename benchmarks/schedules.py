@@ -3,8 +3,8 @@
     python -m benchmarks.schedules --json
 
 One task runs at a time, without a network. A schedule decides when to poll until the task has ended, and then
-learns its duration. Four distributions are laws of `benchmarks.durations`: exponential, constant, uniform and
-an idle queue. The other four are:
+learns its duration. Four distributions are those of `benchmarks.durations`: exponential, constant,
+uniform and an idle queue. The other four are:
 
     log-normal    median 12 s, sigma 0.35
     bimodal       7 of 10 near 8 s, the others near 30 s
@@ -33,8 +33,8 @@ import numpy as np
 from attrs import define
 from numpy.typing import NDArray
 
-from benchmarks.durations import LAWS, SIGMA, quantile
-from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
+from benchmarks.durations import DISTRIBUTIONS, SIGMA, quantile
+from benchmarks.reporting import finish, interleaved, medians, options, rounded, table
 from kling_expand.jobs.poll_schedule import AdaptiveSchedule, ExponentialSchedule, PollSchedule
 
 Floats = NDArray[np.float64]
@@ -84,17 +84,20 @@ def heavy_tail(rng: Random, number: int) -> Iterator[float]:
     return (5 * rng.paretovariate(1.5) for _ in range(number))
 
 
-def of_law(law: Callable[[float, int], float], rng: Random, number: int) -> Iterator[float]:
-    """Yield independent durations of a law of `benchmarks.durations`."""
-    return (law(rng.random(), index) for index in range(number))
+def sampled(distribution: Callable[[float, int], float], rng: Random, number: int) -> Iterator[float]:
+    """Yield independent durations of a distribution of `benchmarks.durations`."""
+    return (distribution(rng.random(), index) for index in range(number))
 
 
-DISTRIBUTIONS: dict[str, Callable[[Random, int], Iterator[float]]] = {
+SAMPLERS: dict[str, Callable[[Random, int], Iterator[float]]] = {
     "log-normal": log_normal,
     "bimodal": bimodal,
     "drifting": drifting,
     "heavy tail": heavy_tail,
-    **{name: partial(of_law, LAWS[name]) for name in ("exponential", "constant", "uniform", "queue")},
+    **{
+        name: partial(sampled, DISTRIBUTIONS[name])
+        for name in ("exponential", "constant", "uniform", "queue")
+    },
 }
 SCHEDULES: dict[str, Callable[[Random], PollSchedule]] = {
     "adaptive": lambda _rng: AdaptiveSchedule(),
@@ -178,9 +181,9 @@ def known_distribution(latency: float) -> float:
     return optimum([quantile(share, MEDIAN) for share in shares], latency)
 
 
-def contest(distribution: str, schedule: str, number: int, seed: int) -> dict[str, float]:
+def measure_schedule(distribution: str, schedule: str, number: int, seed: int) -> dict[str, float]:
     """Measure one schedule with one distribution."""
-    durations = list(DISTRIBUTIONS[distribution](Random(seed), number))
+    durations = list(SAMPLERS[distribution](Random(seed), number))
     polls, latency = simulate(SCHEDULES[schedule](Random(seed)), durations)
     best = counted_optimum(distribution, durations, latency)
     return {"polls per task": polls, "latency (s)": latency, "optimal polls": best, "ratio": polls / best}
@@ -215,24 +218,24 @@ def first_tasks(known: int, number: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure(laws: list[str], number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
+def measure(distributions: list[str], number: int, runs: int) -> dict[tuple[str, str], dict[str, float]]:
     """Return the medians over the runs, each with its own seed."""
 
-    def contestant(distribution: str, schedule: str) -> Callable[[], dict[str, float]]:
+    def candidate(distribution: str, schedule: str) -> Callable[[], dict[str, float]]:
         seeds = count(1)
-        return lambda: contest(distribution, schedule, number, next(seeds))
+        return lambda: measure_schedule(distribution, schedule, number, next(seeds))
 
-    pairs = list(product(laws, SCHEDULES))
-    found = by_turns({"/".join(pair): contestant(*pair) for pair in pairs}, runs)
+    pairs = list(product(distributions, SCHEDULES))
+    found = interleaved({"/".join(pair): candidate(*pair) for pair in pairs}, runs)
     return {pair: medians(found["/".join(pair)]) for pair in pairs}
 
 
 def main() -> None:
     """Measure and print the results."""
     numbers = {"tasks": 4000, "first_tasks": 400, "runs": 5}
-    given = options("Polls and latency of each poll schedule.", laws=",".join(DISTRIBUTIONS), **numbers)
-    laws = given.laws.split(",")
-    found = measure(laws, given.tasks, given.runs)
+    given = options("Polls and latency of each poll schedule.", distributions=",".join(SAMPLERS), **numbers)
+    distributions = given.distributions.split(",")
+    found = measure(distributions, given.tasks, given.runs)
     table([{"durations": name, "schedule": schedule} | row for (name, schedule), row in found.items()])
     worst = max(row["ratio"] for (_, schedule), row in found.items() if schedule == "adaptive")
     print(f"medians of {given.runs} runs; adaptive: ratio at most {rounded(worst)} (goal: at most 1.3)")
@@ -242,7 +245,7 @@ def main() -> None:
     for known, ranges in firsts.items():
         print(f"first task of a process that knows {known} durations:")
         table([{"durations": name} | row for name, row in ranges.items()])
-    rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in laws}
+    rows = {name: {schedule: found[name, schedule] for schedule in SCHEDULES} for name in distributions}
     finish({"worst_ratio": worst, "distributions": rows, "limit": limit, "first": firsts}, as_json=given.json)
 
 

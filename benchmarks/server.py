@@ -27,7 +27,7 @@ from aiohttp import web
 from attrs import define
 
 from benchmarks.callbacks import KINDS, signed
-from benchmarks.durations import LAWS, Handler, Jobs
+from benchmarks.durations import DISTRIBUTIONS, Handler, Jobs
 from benchmarks.protocols import PEER_ROUTES
 
 KLING = "/v1/images/editing/expand"
@@ -140,9 +140,9 @@ def _json(function: Callable[[web.Request], Any]) -> Callable[[web.Request], Awa
     return answer
 
 
-async def serve(median: float, law: str) -> None:
+async def serve(median: float, distribution: str) -> None:
     """Serve on a free port until SIGTERM, and print the address as the only line."""
-    jobs = Jobs(median, 0, law)
+    jobs = Jobs(median, 0, distribution)
     runner = web.AppRunner(application(jobs, KLING_ROUTES | PEER_ROUTES), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
@@ -171,13 +171,21 @@ class Server:
 
 
 @contextmanager
-def serving(median: float, law: str = "log-normal") -> Iterator[Server]:
-    """Run a server whose jobs have this *median* duration in seconds and follow this *law*.
+def serving(median: float, distribution: str = "log-normal") -> Iterator[Server]:
+    """Run a server whose jobs have this *median* duration in seconds and follow this *distribution*.
 
     Raises:
         RuntimeError: the server ended during its start.
     """
-    command = [sys.executable, "-m", "benchmarks.server", "--median", str(median), "--law", law]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.server",
+        "--median",
+        str(median),
+        "--distribution",
+        distribution,
+    ]
     with Popen(command, stdout=PIPE, text=True) as process:
         try:
             if process.stdout is None or not (url := process.stdout.readline().strip()):
@@ -193,9 +201,11 @@ def main() -> None:
     parser.add_argument(
         "--median", type=float, default=12.0, help="median duration of a job in seconds (default: 12)"
     )
-    parser.add_argument("--law", choices=LAWS, default="log-normal", help="law of the durations")
+    parser.add_argument(
+        "--distribution", choices=DISTRIBUTIONS, default="log-normal", help="distribution of the durations"
+    )
     given = parser.parse_args()
-    asyncio.run(serve(given.median, given.law))
+    asyncio.run(serve(given.median, given.distribution))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.import_time import environment
-from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, rounded, table
 
 BASES = {"click": "import click", "all three": "import aiohttp, click, rich"}
 # For each command, the imports that it is compared with and the highest ratio that meets the goal.
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 def seconds(words: list[str]) -> Callable[[], dict[str, float]]:
-    """Return a contestant that measures the wall time of a Python process."""
+    """Return a candidate that measures the wall time of a Python process."""
 
     def run() -> dict[str, float]:
         began = time.perf_counter()
@@ -43,9 +43,9 @@ def seconds(words: list[str]) -> Callable[[], dict[str, float]]:
 
 def measure(runs: int) -> dict[str, float]:
     """Return the median wall seconds of each import and each command."""
-    contestants = {name: seconds(["-c", code]) for name, code in BASES.items()}
-    contestants |= {command: seconds(["-m", "kling_expand", *command.split()]) for command in COMMANDS}
-    return {name: medians(rows)["seconds"] for name, rows in by_turns(contestants, runs).items()}
+    candidates = {name: seconds(["-c", code]) for name, code in BASES.items()}
+    candidates |= {command: seconds(["-m", "kling_expand", *command.split()]) for command in COMMANDS}
+    return {name: medians(rows)["seconds"] for name, rows in interleaved(candidates, runs).items()}
 
 
 def main() -> None:

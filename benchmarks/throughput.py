@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.peers import PHOTO, raw_job
-from benchmarks.reporting import by_turns, finish, medians, options, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, rounded, table
 from kling_expand import ExpandRequest, KlingClient, Ratios
 
 KEY = "api-key-kling-emulator"
@@ -84,9 +84,9 @@ def timed(work: Work, jobs: int, in_flight: int) -> dict[str, float]:
 def main() -> None:
     """Measure and print the results."""
     given = options("Throughput compared with a raw aiohttp script.", jobs=1500, in_flight=512, runs=3)
-    contestants = {"ours": partial(timed, ours, given.jobs, given.in_flight)}
-    contestants["script"] = partial(timed, script, given.jobs, given.in_flight)
-    found = {name: medians(rows) for name, rows in by_turns(contestants, given.runs).items()}
+    candidates = {"ours": partial(timed, ours, given.jobs, given.in_flight)}
+    candidates["script"] = partial(timed, script, given.jobs, given.in_flight)
+    found = {name: medians(rows) for name, rows in interleaved(candidates, given.runs).items()}
     table([{"client": name} | row for name, row in found.items()])
     ratio = rounded(found["ours"]["jobs per second"] / found["script"]["jobs per second"])
     print(f"{given.jobs} jobs, medians of {given.runs} runs; ratio {ratio} (goal: at least 0.8)")

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.reporting import by_turns, finish, medians, options, picture, rounded, table
+from benchmarks.reporting import finish, interleaved, medians, options, picture, rounded, table
 from benchmarks.server import KLING, serving
 from kling_expand import KlingClient, Ratios
 
@@ -90,8 +90,8 @@ def measure(url: str, file: Path, *, times: int, runs: int) -> dict[str, dict[st
         "json.dumps": partial(script, url, photo),
         "control": control,
     }
-    contestants = {name: partial(_run, way, times) for name, way in ways.items()}
-    found = {name: medians(results) for name, results in by_turns(contestants, runs).items()}
+    candidates = {name: partial(_run, way, times) for name, way in ways.items()}
+    found = {name: medians(results) for name, results in interleaved(candidates, runs).items()}
     return {
         name: {SPEED: rounded(len(photo) / 1e6 / row["seconds"]), BLOCKED: rounded(row["block"] * 1e3)}
         for name, row in found.items()

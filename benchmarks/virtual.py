@@ -1,11 +1,11 @@
-"""The requests and the latency of jobs in virtual time, for every law of durations and with callbacks.
+"""Requests and latency of jobs in virtual time, for every distribution of durations and with callbacks.
 
     python -m benchmarks.virtual --json
-    python -m benchmarks.virtual --laws queue,constant --concurrent 100 --callbacks "" --json
+    python -m benchmarks.virtual --distributions queue,constant --concurrent 100 --callbacks "" --json
 
 The whole client runs over a stub instead of a network, so requests and latencies are exact, and a run takes
-seconds. The number of jobs under way is constant: when a job ends, the next one starts. The laws are those of
-`benchmarks.durations`, and the kinds of callbacks are those of `benchmarks.callbacks`.
+seconds. The number of jobs under way is constant: when a job ends, the next one starts. The distributions are
+those of `benchmarks.durations`, and the kinds of callbacks are those of `benchmarks.callbacks`.
 
 The client is compared with a *sweep*, which reads list pages every second until they have shown all open
 jobs. The first jobs, from which the client learns, are not counted. If callbacks stop, only the jobs that end
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 from benchmarks.callbacks import KINDS, SECRET, signed
-from benchmarks.durations import LAWS, Jobs
+from benchmarks.durations import DISTRIBUTIONS, Jobs
 from benchmarks.reporting import finish, options, picture, rounded, table
 from benchmarks.server import kling_task
 from benchmarks.stub import Response, Service
@@ -132,9 +132,11 @@ async def sweep(service: VirtualService, _concurrent: int) -> AsyncIterator[Run]
 CLIENTS = {"kling_expand": ours, "sweep": sweep}
 
 
-async def measure(client: str, law: str, concurrent: int, jobs: int, callbacks: str) -> dict[str, float]:
+async def measure(
+    client: str, distribution: str, concurrent: int, jobs: int, callbacks: str
+) -> dict[str, float]:
     """Return the requests per job and the latency of *jobs* jobs, of which *concurrent* are under way."""
-    service = VirtualService(0.0, jobs=Jobs(12.0, concurrent, law, loop_clock), callbacks=callbacks)
+    service = VirtualService(0.0, jobs=Jobs(12.0, concurrent, distribution, loop_clock), callbacks=callbacks)
     warm = max(WARM, 2 * concurrent)
     if callbacks == "stopping":
         warm, jobs = round(STOP / 12 * concurrent), max(4 * concurrent, 50)
@@ -163,12 +165,12 @@ async def measure(client: str, law: str, concurrent: int, jobs: int, callbacks: 
     }
 
 
-def contest(law: str, concurrent: int, jobs: int, callbacks: str) -> list[dict[str, Any]]:
+def compare_clients(distribution: str, concurrent: int, jobs: int, callbacks: str) -> list[dict[str, Any]]:
     """Return the rows of both clients, or only of ours if there are callbacks."""
     clients = ["kling_expand"] if callbacks != "lost" else list(CLIENTS)
-    case = {"durations": law, "concurrent jobs": concurrent, "callbacks": callbacks}
+    case = {"durations": distribution, "concurrent jobs": concurrent, "callbacks": callbacks}
     return [
-        case | {"client": client} | run(measure(client, law, concurrent, jobs, callbacks))
+        case | {"client": client} | run(measure(client, distribution, concurrent, jobs, callbacks))
         for client in clients
     ]
 
@@ -176,19 +178,24 @@ def contest(law: str, concurrent: int, jobs: int, callbacks: str) -> list[dict[s
 def main() -> None:
     """Measure and print the results."""
     given = options(
-        "Requests and latency in virtual time, for every law of durations and with callbacks.",
-        laws=",".join(LAWS),
+        "Requests and latency in virtual time, for every distribution of durations and with callbacks.",
+        distributions=",".join(DISTRIBUTIONS),
         callbacks=",".join(each for each in KINDS if each != "lost"),
         concurrent="1,10,100,1000",
         jobs=0,
     )
     numbers = [int(number) for number in given.concurrent.split(",")]
-    cases = [(law, number, "lost") for law in given.laws.split(",") if law for number in numbers]
+    cases = [
+        (distribution, number, "lost")
+        for distribution in given.distributions.split(",")
+        if distribution
+        for number in numbers
+    ]
     kinds = [kind for kind in given.callbacks.split(",") if kind]
     cases += [("log-normal", number, kind) for kind in kinds for number in numbers]
     rows = []
-    for law, number, kind in cases:
-        rows += contest(law, number, given.jobs or JOBS.get(number, 1000), kind)
+    for distribution, number, kind in cases:
+        rows += compare_clients(distribution, number, given.jobs or JOBS.get(number, 1000), kind)
     table(rows)
     finish({"rows": rows}, as_json=given.json)
 

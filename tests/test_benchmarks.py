@@ -47,12 +47,12 @@ TINY = {
     "overhead": (["--runs", "1", "--calls", "20", "--photo", "1000"], {"ratio", "calls"}),
     "shell_start": (["--runs", "1"], {"click_ms", "--help", "expand --help"}),
     "schedules": (
-        ["--runs", "1", "--tasks", "650", "--first-tasks", "20", "--laws", "drifting,queue"],
+        ["--runs", "1", "--tasks", "650", "--first-tasks", "20", "--distributions", "drifting,queue"],
         {"worst_ratio", "distributions", "limit"},
     ),
     "throughput": (["--runs", "1", "--jobs", "3", "--in-flight", "3"], {"ratio", "clients"}),
     "virtual": (
-        ["--laws", "queue", "--callbacks", "tenth", "--concurrent", "20", "--jobs", "60"],
+        ["--distributions", "queue", "--callbacks", "tenth", "--concurrent", "20", "--jobs", "60"],
         {"rows"},
     ),
     "upload": (["--runs", "1", "--times", "1", "--megabytes", "0.5"], {"blocked_ms", "ways"}),
@@ -88,7 +88,7 @@ def test_a_benchmark_prints_a_table_and_one_object(name: str) -> None:
 def test_clients_are_compared_by_the_same_figures() -> None:
     """The clients that need no extra are measured with all figures and no failure."""
     clients = ["kling_expand", "kling_expand+callbacks", "script"]
-    sizes = ["--concurrent", "2", "--warm", "1", "--median", "0.2", "--law", "bimodal"]
+    sizes = ["--concurrent", "2", "--warm", "1", "--median", "0.2", "--distribution", "bimodal"]
     found = results("compare", *sizes, "--only", ",".join(clients))
     assert [row["client"] for row in found["rows"]] == clients
     for row in found["rows"]:
@@ -128,7 +128,7 @@ def test_a_goal_is_met_or_not() -> None:
 def test_each_goal_belongs_to_a_run_and_each_run_to_a_step() -> None:
     """Every figure of the table is measured, each run once."""
     assert {goal.run for goal in goals()} <= RUNS.keys()
-    assert sorted(name for step in STEPS for lane in step for name in lane) == sorted(RUNS)
+    assert sorted(name for step in STEPS for sequence in step for name in sequence) == sorted(RUNS)
 
 
 def test_results_of_other_runs_are_kept(
@@ -152,15 +152,15 @@ def test_a_first_task_is_polled_until_its_end() -> None:
 
 
 def test_the_use_of_slots_is_counted_correctly() -> None:
-    """Peak and utilisation of a fleet exclude outages and equal values calculated by hand."""
+    """Peak and utilization of a fleet exclude outages and equal values calculated by hand."""
     times = [(0.0, 10.0), (0.0, 10.0), (10.0, 15.0), (20.0, 30.0), (20.0, 30.0), (30.0, 40.0), (30.0, 40.0)]
     found = usage(times, 2, [])
-    assert (found["peak"], found["utilisation"]) == (2, round(25 / 40, 4))
-    assert usage(times, 2, [(10.0, 20.0)])["utilisation"] == 1.0
+    assert (found["peak"], found["utilization"]) == (2, round(25 / 40, 4))
+    assert usage(times, 2, [(10.0, 20.0)])["utilization"] == 1.0
     assert usage([*times, (5.0, 6.0)], 2, [])["peak"] == 3
     kept = usage(times, 2, [], [(10.0, 20.0)])
-    assert (kept["utilisation"], kept["reserved"]) == (round(35 / 40, 4), round(10 / 40, 4))
-    assert usage(times, 2, [], [(0.0, 10.0)])["utilisation"] == found["utilisation"]  # not above the limit
+    assert (kept["utilization"], kept["reserved"]) == (round(35 / 40, 4), round(10 / 40, 4))
+    assert usage(times, 2, [], [(0.0, 10.0)])["utilization"] == found["utilization"]  # not above the limit
 
 
 def test_a_slot_is_reserved_until_its_task_appears() -> None:

@@ -20,7 +20,7 @@ REASONS = {
     "tinted": "colors",
     "tinted outside": "seam",
     "blurred": "sharpness",
-    "posterised": "levels",
+    "posterized": "levels",
     "striped": "bands",
     "black": "black",
     "flat": "flat",

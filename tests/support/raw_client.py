@@ -19,7 +19,7 @@ NARROW = {f"{side}_expansion_ratio": 0.0 for side in SIDES} | {"right_expansion_
 
 
 def png(width: int = 300, height: int = 300) -> bytes:
-    """Return a small grey PNG."""
+    """Return a small gray PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -247,8 +247,11 @@ class Passes:
 
 
 def _location(image: str | os.PathLike[str]) -> str:
-    """Return the location of a photo for another process: its absolute path or its URL."""
-    place = os.fspath(image)
+    """Return the location of a photo for another process: its absolute path or its URL.
+
+    A converted photo is temporary, so its `origin` is returned.
+    """
+    place = getattr(image, "origin", None) or os.fspath(image)
     return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - symbolic links are kept
 
 

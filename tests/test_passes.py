@@ -20,10 +20,11 @@ from kling_expand import (
     ToAspect,
     testing,
 )
+from kling_expand.cli.batch.fitting import FittedPath
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.geometry import shape_name
-from kling_expand.passes import pass_of
+from kling_expand.passes import Pass, pass_of
 from kling_expand.store.base import JobRecord
 from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.testing import virtual_time
@@ -183,3 +184,10 @@ async def test_the_deadline_bounds_the_download_between_two_passes() -> None:
             await kling.expand(PHOTO, WIDE, passes=2, deadline=40)
         assert testing.loop_clock() - began == pytest.approx(40)
         assert caught.value.task_id in emulator.account.tasks
+
+
+def test_a_journal_records_the_photo_from_which_another_was_converted() -> None:
+    """A converted photo is a temporary file, so a later run needs the path of the user's own photo."""
+    photo = FittedPath("/tmp/0/dog.jpg", "/photos/dog.webp")
+    packed = Pass(1, (Ratios(up=1), Ratios(up=1)), ExpandRequest(photo, WIDE)).packed()
+    assert packed["pass"]["photo"] == "/photos/dog.webp"

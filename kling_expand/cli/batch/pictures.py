@@ -17,20 +17,26 @@ from kling_expand.pictures.fit import upright_size
 from kling_expand.store.base import JobRecord
 
 
-def known_result(result: ExpandResult, record: JobRecord | None) -> ExpandResult:
-    """Return the result with the request of the journal, which has the user's own photo."""
+def own_result(
+    result: ExpandResult, own: ExpandRequest | None, record: JobRecord | None = None
+) -> ExpandResult:
+    """Return the result, and those of earlier passes, with the photo and the key of the user's *own* request.
+
+    The geometry is that of the journal's *record*, which has ratios, or that of the result. If the photo was
+    converted, the ratios are those for its upright size.
+    """
     request = (record.request if record else None) or result.request
-    return evolve(result, request=_own_photo(request) if request else None)
-
-
-def _own_photo(request: ExpandRequest) -> ExpandRequest:
-    """Return the request for the user's own photo, with ratios for its upright size if it was converted."""
-    source = str(request.image)
-    if isinstance(request.image, str) or not isinstance(request.image, os.PathLike):
-        return request
-    if source == os.fspath(request.image) or not request.geometry.needs_size:
-        return evolve(request, image=source)
-    return evolve(request, image=source, geometry=request.geometry.ratios(*upright_size(source)))
+    if request is None:
+        return result
+    own = own or request
+    photo, geometry = str(own.image), request.geometry
+    if getattr(request.image, "origin", None) and geometry.needs_size:
+        geometry = geometry.ratios(*upright_size(photo))
+    return evolve(
+        result,
+        request=evolve(request, image=photo, key=own.key, geometry=geometry),
+        earlier=result.earlier and own_result(result.earlier, own),
+    )
 
 
 async def save_full_size(result: ExpandResult, output: OutputOptions) -> tuple[Path, ...]:

@@ -34,7 +34,7 @@ from kling_expand.errors import (
 )
 from kling_expand.events import CALLS, Event, EventKind, Stats
 from kling_expand.jobs.future import TaskFuture
-from kling_expand.models import Status, Task
+from kling_expand.models import ExpandRequest, Status, Task
 
 from .manifest import Problem
 from .trouble import DOWNLOAD, Trouble, describe_trouble, failure_text
@@ -64,7 +64,8 @@ class Job:
 
     `start` submits it. A job of several `passes` has the future of the current one. If `problem` is set, the
     row cannot be sent, and the job has neither passes nor a future. `discard` removes temporary files after
-    the last task. `cells` are the cells of its row in the file of --failures, by column.
+    the last task. `cells` are the cells of its row in the file of --failures, by column. `request` has the
+    user's own photo and key, even if an identical photo, or a converted one, was sent.
     """
 
     label: str
@@ -85,6 +86,7 @@ class Job:
     start: Callable[["Job"], Awaitable[None]] | None = None
     discard: Callable[[], object] = lambda: None
     cells: Mapping[str, Any] = field(factory=dict)
+    request: ExpandRequest | None = None
 
     @property
     def earlier(self) -> list[Task]:

@@ -161,6 +161,7 @@ def _job_of(row: Row, survey: Survey) -> Job:
         outcome="left out" if left_out else "open",
         shape=row.shape,
         cells=row.cells,
+        request=row.request,
     )
 
 
@@ -199,7 +200,7 @@ async def _submit_row(
     plan: BulkPlan, row: Row, client: KlingClient, fitter: "Fitter | None", job: Job
 ) -> None:
     request = cast(ExpandRequest, row.request)
-    note = {"names": job.names, "shape": row.shape}
+    note = {"names": job.names, "shape": row.shape, "key": request.key}
     if fitter is not None:
         try:
             fitted = await fitter.prepare(request, row.passes)
@@ -224,11 +225,14 @@ def known_job(record: JobRecord) -> Job:
         from kling_expand.passes import pass_of  # imported here, because few jobs have passes
 
         step = pass_of(record)
-    source = str(step.request.image) if step else record.source
+    request = step.own_request() if step else record.request
+    if request is not None and "names" in note:
+        request = evolve(request, key=note.get("key"))  # the record may have a generated key
+    source = request and str(request.image)
     tag = hashlib.sha256(record.external_task_id.encode()).hexdigest()[:8]
     name = stem(source) if source else record.external_task_id
     names = tuple(map(str, note.get("names", ()))) or (name, f"{name}-{tag}")
-    return Job(source or record.external_task_id, names, shape=str(note.get("shape", "")))
+    return Job(source or record.external_task_id, names, shape=str(note.get("shape", "")), request=request)
 
 
 async def follow(client: KlingClient, known: JobRecord, job: Job) -> None:
@@ -484,11 +488,11 @@ class Runner:
 
     async def _finish(self, job: Job, result: ExpandResult) -> None:
         """Make the full-size pictures of a saved job, and check its pictures."""
-        from .pictures import known_result, save_full_size, suspicions  # only needed for these options
+        from .pictures import own_result, save_full_size, suspicions  # only needed for these options
 
         output = self._plan.output
         record = await self._results.record(job, result)
-        result = known_result(evolve(result, name=job.saved_as, shape=job.shape), record)
+        result = own_result(evolve(result, name=job.saved_as, shape=job.shape), job.request, record)
         if output.full_size:
             job.full_size_files = await save_full_size(result, output)
         if output.check:
@@ -602,15 +606,15 @@ class Results:
         # The journal keeps the files of a task in one record, so its saves must not overlap.
         async with self._locks.setdefault(result.task_id, asyncio.Lock()):
             record = await self.record(job, result)
+            result = evolve(result, request=job.request or result.request, shape=job.shape)
             names = job.names or (result.task_id,)
             recorded = set(map(path_key, record.files)) if record else set()
-            known_files = partial(self._known, evolve(result, shape=job.shape))
-            name, known = await asyncio.to_thread(known_files, names, recorded)
+            name, known = await asyncio.to_thread(self._known, result, names, recorded)
             # A file that only its mark identifies is not in the journal. Another save records it, without a
             # download.
             files = known if {*map(_key, known)} <= recorded else ()
-            photo = await self._photo(job, result) if self._output.metadata else False
-            files = files or await self._download(result, name, job.shape, photo)
+            photo = _photo(result) if self._output.metadata else False
+            files = files or await self._download(evolve(result, name=name), photo)
             self._taken |= dict.fromkeys(map(_key, files), names)
             job.saved_as = name
             return files, bool(known)
@@ -633,27 +637,16 @@ class Results:
         if isinstance(self._journal, SQLiteStore) and not known:
             await self._journal.keep_bad_row(job.label, reason)
 
-    def _paths(self, result: ExpandResult, name: str) -> OutputPaths:
-        named: ExpandResult = evolve(result, name=name)
-        return paths_of(named, self._target, metadata=self._output.metadata, **self._output.form)
+    def _paths(self, result: ExpandResult) -> OutputPaths:
+        return paths_of(result, self._target, metadata=self._output.metadata, **self._output.form)
 
-    async def _photo(self, job: Job, result: ExpandResult) -> str:
-        """Return the path of the user's own photo."""
-        record = await self.record(job, result)
-        image = result.request.image if result.request else record and record.source
-        if image is None or "://" in str(image):
-            raise InvalidRequest("metadata", str(image), "must be a photo that can be read on this machine")
-        return str(image)
-
-    async def _download(
-        self, result: ExpandResult, name: str, shape: str, photo: str | bool
-    ) -> tuple[Path, ...]:
-        overwrite, named = self._overwrite, evolve(result, name=name, shape=shape)
+    async def _download(self, result: ExpandResult, photo: str | bool) -> tuple[Path, ...]:
+        overwrite = self._overwrite
         if overwrite:
-            there = await asyncio.to_thread(_existing, self._paths(named, name))
+            there = await asyncio.to_thread(_existing, self._paths(result))
             overwrite = not there & self._protected
             await self._disown(there if overwrite else set())
-        return await named.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
+        return await result.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
 
     async def _disown(self, keys: set[str]) -> None:
         """Record that these files are no longer results of their jobs."""
@@ -672,7 +665,7 @@ class Results:
     ) -> tuple[str, tuple[Path, ...]]:
         """Return the name and files of a job that is already saved, or else its first name and no files."""
         for name in names:
-            paths = self._paths(result, name)
+            paths = self._paths(evolve(result, name=name))
             found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
             if None not in found:
                 return name, tuple(path for path in found if path is not None)
@@ -693,6 +686,14 @@ class Results:
             if mine and self._taken.get(_key(path), names) == names:
                 return path
         return None
+
+
+def _photo(result: ExpandResult) -> str:
+    """Return the path of the user's own photo."""
+    image = str(result.request.image) if result.request else ""
+    if not image or "://" in image:
+        raise InvalidRequest("metadata", image, "must be a photo that can be read on this machine")
+    return image
 
 
 def _key(path: Path) -> str:

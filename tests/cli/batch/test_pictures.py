@@ -10,6 +10,12 @@ from PIL import Image, ImageChops, ImageStat
 from support.shell import shell
 
 from benchmarks.large_photos import display_p3, stored, texture
+from kling_expand import ExpandRequest, Ratios, ToAspect
+from kling_expand.api import codec
+from kling_expand.cli.batch.pictures import own_result
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.store.base import JobRecord
+from kling_expand.testing import SUCCEEDED
 
 FAST: dict[str, Any] = {"engine": "flat", "queue_seconds": 0, "work_seconds": 0}
 PHOTO = texture(900, 600, seed=1)
@@ -82,3 +88,15 @@ def test_the_format_of_pictures_can_be_chosen(tmp_path: Path, monkeypatch: Any) 
         )
         assert Path("b/hills.tiff").is_file()
         assert kling.emulator.account.units_billed == 8
+
+
+def test_the_photo_of_the_row_is_put_back() -> None:
+    """If a photo was renamed, its new path is used in every pass, and not the old one in the journal."""
+    ratios = Ratios(right=0.5)
+    old, new = ExpandRequest("/in/old.jpg", ratios), ExpandRequest("in/new.jpg", ToAspect("16:9"), key="k")
+    record = JobRecord("x", key="fit-1", source="/in/old.jpg", params=codec.pack_request(old, ratios))
+    result = own_result(ExpandResult(SUCCEEDED, earlier=ExpandResult(SUCCEEDED, old)), new, record)
+    expected = ExpandRequest("in/new.jpg", ratios, key="k")
+    assert result.request == expected
+    assert result.earlier is not None
+    assert result.earlier.request == expected

@@ -15,14 +15,18 @@ from attrs import evolve
 from support.shell import CHELSEA, COFFEE
 
 from kling_expand import ExpandRequest, KlingClient, Ratios
+from kling_expand.api import codec
 from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
-from kling_expand.cli.batch.runner import Jobs, run_batch
+from kling_expand.cli.batch.runner import Jobs, Results, known_job, run_batch
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import FAILED, HOPELESS, NothingDone
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
+from kling_expand.jobs.future import ExpandResult
+from kling_expand.store.base import JobRecord
 from kling_expand.store.sqlite import SQLiteStore
+from kling_expand.testing import SUCCEEDED
 
 
 @pytest.fixture
@@ -261,3 +265,23 @@ async def test_an_unwritable_output_stops_the_batch(
     err = capsys.readouterr().err
     assert "cannot be written to (it is a file); nothing more is sent" in err
     assert err.splitlines()[-1].startswith("resume with: kling-expand wait ")
+
+
+async def test_results_are_named_after_the_request_of_their_row(tmp_path: Path) -> None:
+    """`{folder}` and `{key}` are those of the row, even for a converted photo or an attached job."""
+    own = ExpandRequest("/photos/dog.jpg", Ratios(up=0.5), key="K3")
+    note = {"names": ["dog"], "shape": "16x9", "key": "K3"}
+    params = codec.pack_request(own, Ratios(up=0.5), note)
+    record = JobRecord("x", key="K3:fit-a0", source="/photos/dog.jpg", params=params)
+    saved: list[tuple[str | None, str | None, str | None]] = []
+
+    async def save(_task: Any, _target: Any, options: Any, **_: Any) -> tuple[Path, ...]:
+        saved.append((options.folder, options.key, options.shape))
+        return ()
+
+    results = Results(plan(tmp_path / "{folder}-{key}-{index}{ext}"), None)
+    sent = evolve(own, image="/tmp/0/dog.jpg", key="K3:fit-a0")
+    for job in Job("dog", ("dog",), shape="16x9", request=own), known_job(record):
+        for request in sent, None:  # no request is known for a task that was attached by its id
+            await results.save(job, ExpandResult(SUCCEEDED, request, save=save))
+    assert saved == [("photos", "K3", "16x9")] * 4

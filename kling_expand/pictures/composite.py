@@ -12,7 +12,8 @@ RGB, gray, with alpha   the same mode; the new area is opaque
 palette, CMYK, others   RGB, or RGBA if transparent; CMYK is converted by its profile
 rotated by EXIF         upright
 color profile           kept, and the picture is converted into it; sRGB on request
-EXIF                    kept without orientation and thumbnail, with this package in the software tag
+EXIF                    kept without orientation, thumbnail and layout of the file, with this package in the
+                        software tag
 ======================  ================================================================================
 """
 

@@ -1,5 +1,6 @@
 """Conversion of pictures to other formats, and the metadata of photos (extra `images`)."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator
@@ -15,11 +16,31 @@ from .fit import ORIENTATION, open_image
 
 DEFAULT_QUALITY = 92  # of JPEG and WebP
 PRODUCER = "kling-expand"  # added to the software tag
-SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT = 0x0131, 0x8769, 0xA002, 0xA003
+SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT, MAKER_NOTE = 0x0131, 0x8769, 0xA002, 0xA003, 0x927C
+# The TIFF tags that describe how a file stores its pixels, and its color profile. They are wrong in any other
+# file. The tags that are subtracted describe the picture: orientation, names, camera, resolution, software,
+# date, artist and computer.
+_LAYOUT = {*range(254, 533), 0x8773} - {
+    269,
+    270,
+    271,
+    272,
+    ORIENTATION,
+    282,
+    283,
+    285,
+    296,
+    305,
+    306,
+    315,
+    316,
+}
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _HEAD = 33  # bytes of the signature and the first chunk of a PNG
 _EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
 _SEGMENT = 65_500  # the most bytes of data in a JPEG segment
+
+_log = logging.getLogger(__name__)
 
 
 def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
@@ -43,12 +64,35 @@ def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
 
 
 def encode(image: Any, target: Any, picture_format: str, quality: int | None = None) -> None:
-    """Write a PIL image to a path or a binary file, with its EXIF data and its color profile."""
-    extra = {"exif": image.getexif().tobytes(), "icc_profile": image.info.get("icc_profile")}
-    options: dict[str, Any] = {name: value for name, value in extra.items() if value}
+    """Write a PIL image to a path or a binary file, with its EXIF data and its color profile.
+
+    A profile for other channels is left out. An EXIF block that is too long for a JPEG is left out with a
+    warning, or shortened if that suffices.
+    """
+    exif, profile = image.getexif(), image.info.get("icc_profile") or b""
+    image = _suited(image, picture_format)
+    gray = image.mode in {"L", "I;16"} and picture_format != "webp"  # which has only RGB
+    options: dict[str, Any] = {
+        "exif": _exif_block(exif, picture_format),
+        "icc_profile": profile if _suits(profile, gray=gray) else None,  # None overrides that of the image
+    }
     if picture_format in {"jpeg", "webp"}:
         options["quality"] = quality or DEFAULT_QUALITY
-    _suited(image, picture_format).save(target, picture_format, **options)
+    image.save(target, picture_format, **options)
+
+
+def _exif_block(exif: Any, picture_format: str) -> bytes:
+    """Return the EXIF data for a file of this format, or nothing if it has none."""
+    _drop_layout(exif)
+    content: bytes = exif.tobytes() if exif else b""
+    if picture_format != "jpeg" or len(content) <= _SEGMENT:
+        return content
+    exif.get_ifd(EXIF_IFD).pop(MAKER_NOTE, None)
+    shorter: bytes = exif.tobytes()
+    kept = len(shorter) <= _SEGMENT
+    what = "the MakerNote of the EXIF data" if kept else "the EXIF data"
+    _log.warning("%s is left out, because a JPEG has at most 64 KB of EXIF data", what)
+    return shorter if kept else b""
 
 
 def _suited(image: Any, picture_format: str) -> Any:
@@ -80,8 +124,20 @@ class Metadata:
     icc_profile: bytes = b""
 
 
+def _drop_layout(exif: Any) -> None:
+    """Remove the tags that describe how a file stores its pixels, which a TIFF would obey."""
+    for tag in _LAYOUT & set(exif):
+        del exif[tag]
+
+
+def _suits(profile: bytes, *, gray: bool) -> bool:
+    """Return whether a color profile is for gray pixels or, if not *gray*, for RGB."""
+    return profile[16:20] == (b"GRAY" if gray else b"RGB ")
+
+
 def describe_expanded(exif: Any) -> None:
     """Change the EXIF data of a photo to describe an expanded picture, which is upright."""
+    _drop_layout(exif)
     exif.pop(ORIENTATION, None)
     before = str(exif.get(SOFTWARE, "")).strip("\0 ")
     exif[SOFTWARE] = f"{before}; {PRODUCER}" if before else PRODUCER
@@ -121,7 +177,7 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
 def insert_metadata(content: bytes, metadata: Metadata) -> bytes:
     """Add metadata to a PNG or JPEG that has none, without decoding its pixels.
 
-    A picture of another format is returned unchanged.
+    A picture of another format is returned unchanged. A color profile for other channels is left out.
     """
     if content.startswith(_PNG):
         known = {kind for kind, _ in _chunks(content)}
@@ -143,8 +199,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int]]:
 
 def _png_chunks(metadata: Metadata, known: set[bytes], color_type: int) -> bytes:
     profile, added = metadata.icc_profile, b""
-    grey = color_type in {0, 4}
-    if profile and (profile[16:20] == b"GRAY") == grey and not known & {b"iCCP", b"sRGB"}:
+    if _suits(profile, gray=color_type in {0, 4}) and not known & {b"iCCP", b"sRGB"}:
         added += _chunk(b"iCCP", b"photo\0\0" + zlib.compress(profile))
     if metadata.exif and b"eXIf" not in known:
         added += _chunk(b"eXIf", metadata.exif)
@@ -159,7 +214,7 @@ def _jpeg_segments(metadata: Metadata, head: bytes) -> bytes:
     profile, added = metadata.icc_profile, b""
     if metadata.exif and len(metadata.exif) <= _SEGMENT and _EXIF not in head:
         added += _segment(b"\xff\xe1", _EXIF + metadata.exif)
-    if profile[16:20] == b"RGB " and _ICC not in head:
+    if _suits(profile, gray=False) and _ICC not in head:
         parts = [profile[start : start + _SEGMENT - 14] for start in range(0, len(profile), _SEGMENT - 14)]
         for number, part in enumerate(parts, 1):
             added += _segment(b"\xff\xe2", _ICC + bytes((number, len(parts))) + part)

@@ -1,6 +1,7 @@
 """Composites made in a separate process, which leaves the event loop free and can be killed at once."""
 
 import asyncio
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ _FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "HEIF": "jpeg", "WEBP": "webp", "TIFF
 _START = (
     "import sys; sys.path[:] = {path!r}; from kling_expand.pictures.full_size import serve; serve(**{job!r})"
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 @frozen
@@ -69,6 +73,8 @@ async def make(job: CompositeJob) -> None:
         raise
     if code:
         raise _error(job, answer, trace)
+    for warning in answer.splitlines():
+        _log.warning("%s: %s", job.photo, warning)
 
 
 class _Process:
@@ -122,10 +128,14 @@ def serve(
     format: str,  # noqa: A002 - the field of a job
     quality: int | None,
 ) -> None:
-    """Make one composite in this process. On an expected error, write it to stdout and exit with code 1."""
+    """Make one composite in this process, and write warnings to stdout.
+
+    On an expected error, write it to stdout and exit with code 1.
+    """
     from .composite import composite
     from .fit import open_picture
 
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
     ratios = [Ratios(*each) for each in passes]
     try:
         picture = open_picture(Path(pictures[0]))

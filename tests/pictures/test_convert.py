@@ -9,7 +9,17 @@ from support.sample_pictures import claimed
 
 from kling_expand.downloads.files import FORMATS
 from kling_expand.errors import DownloadError, InvalidRequest
-from kling_expand.pictures.convert import Metadata, convert, insert_metadata, read_metadata
+from kling_expand.geometry import Ratios
+from kling_expand.pictures.composite import composite
+from kling_expand.pictures.convert import (
+    EXIF_IFD,
+    MAKER_NOTE,
+    Metadata,
+    convert,
+    encode,
+    insert_metadata,
+    read_metadata,
+)
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 CAMERA = 0x0110  # the EXIF tag of the camera's model
@@ -137,3 +147,71 @@ def test_a_long_profile_is_split() -> None:
     profile = PROFILE + bytes(200_000)
     image = opened(insert_metadata(picture("RGB", "JPEG"), Metadata(icc_profile=profile)))
     assert image.info["icc_profile"] == profile
+
+
+def square(side: int, mode: str = "RGB") -> Image.Image:
+    """Return an image of two areas, in which a photo can be found."""
+    image = Image.new("RGB", (side, side), "navy")
+    image.paste("orange", (side // 8, side // 4, side // 2, side * 3 // 4))
+    return image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    "tags", [{256: 40, 257: 30}, {256: 4000, 257: 3000, 258: (8, 8, 8), 277: 3}, {338: 1}]
+)
+def test_layout_tags_of_a_photo_do_not_reach_a_tiff(tags: dict[int, Any]) -> None:
+    """A TIFF is complete and the same size, whatever width and channels the photo's EXIF data claim."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif.update({CAMERA: "a phone", **tags})
+    square(64).save(out, "JPEG", exif=exif.tobytes())
+    whole = composite(io.BytesIO(out.getvalue()), square(64).resize((96, 64)), Ratios(right=0.5))
+    tagged = insert_metadata(picture("RGB"), read_metadata(out.getvalue()))
+    saved = io.BytesIO()
+    encode(whole, saved, "tiff")
+    for content, size in ((saved.getvalue(), (96, 64)), (convert(tagged, "tiff", None), (40, 30))):
+        image = opened(content)
+        assert (image.size, image.mode, image.getexif()[CAMERA]) == (size, "RGB", "a phone")
+    assert not tags.keys() & opened(tagged).getexif().keys()
+
+
+def test_a_tiff_photo_has_a_full_size_tiff() -> None:
+    """The layout of a TIFF photo is not that of its full-size picture."""
+    photo, saved = io.BytesIO(), io.BytesIO()
+    square(64).save(photo, "TIFF", compression="tiff_lzw")
+    encode(composite(photo, square(64).resize((96, 64)), Ratios(right=0.5)), saved, "tiff")
+    assert opened(saved.getvalue()).size == (96, 64)
+
+
+def test_exif_data_too_long_for_a_jpeg_is_shortened(caplog: pytest.LogCaptureFixture) -> None:
+    """A JPEG leaves out a long MakerNote, or all EXIF data if that does not suffice, with a warning."""
+    for tag, camera in ((MAKER_NOTE, "a camera"), (CAMERA, None)):
+        exif, out = Image.Exif(), io.BytesIO()
+        exif[CAMERA] = "a camera"
+        (exif if tag == CAMERA else exif.get_ifd(EXIF_IFD))[tag] = "x" * 70_000
+        Image.new("RGB", (40, 30)).save(out, "PNG", exif=exif.tobytes())
+        assert opened(convert(out.getvalue(), "jpeg", None)).getexif().get(CAMERA) == camera
+    assert [record.getMessage().partition(" is ")[0] for record in caplog.records] == [
+        "the MakerNote of the EXIF data",
+        "the EXIF data",
+    ]
+
+
+@pytest.mark.parametrize("space", [b"CMYK", b"Lab ", b"GRAY"])
+def test_a_profile_for_other_channels_is_left_out(space: bytes) -> None:
+    """A picture never gets a color profile that is for other channels than its own."""
+    profile = PROFILE[:16] + space + PROFILE[20:]
+    assert "icc_profile" not in opened(insert_metadata(picture("RGB"), Metadata(icc_profile=profile))).info
+    for wanted in FORMATS:
+        image = Image.new("RGB", (40, 30))
+        image.info["icc_profile"] = profile
+        saved = io.BytesIO()
+        encode(image, saved, wanted)
+        assert "icc_profile" not in opened(saved.getvalue()).info
+
+
+def test_a_gray_profile_is_kept_where_pictures_can_be_gray() -> None:
+    """A gray picture keeps its profile in every format except WebP, which only has colors."""
+    profile = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    content = insert_metadata(picture("L"), Metadata(icc_profile=profile))
+    kept = {wanted for wanted in FORMATS if opened(convert(content, wanted, None)).info.get("icc_profile")}
+    assert kept == {*FORMATS} - {"webp"}

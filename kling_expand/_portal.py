@@ -102,14 +102,14 @@ class LoopThread:
         Raises:
             ClientClosed: if the thread is not running, or was stopped in the meantime.
         """
-        turn = asyncio.Lock()  # an interrupted step may still be running when the source is closed
+        lock = asyncio.Lock()  # an interrupted step may still be running when the source is closed
         try:
-            while (item := self.run(self._next(source, turn))) is not _END:
+            while (item := self.run(self._next(source, lock))) is not _END:
                 yield item
         finally:
             # Raised if `stop` has closed the source, or if the garbage collector runs in the loop's thread.
             with suppress(ClientClosed):
-                self.run(self._close(source, turn))
+                self.run(self._close(source, lock))
 
     @property
     def _forked(self) -> bool:
@@ -149,13 +149,13 @@ class LoopThread:
             await asyncio.gather(self._sources.pop().aclose(), return_exceptions=True)
         await loop.shutdown_asyncgens()
 
-    async def _next(self, source: AsyncGenerator[T, None], turn: asyncio.Lock) -> T:
-        async with turn:
+    async def _next(self, source: AsyncGenerator[T, None], lock: asyncio.Lock) -> T:
+        async with lock:
             self._sources.add(source)
             return await anext(source, _END)
 
-    async def _close(self, source: AsyncGenerator[Any, None], turn: asyncio.Lock) -> None:
-        async with turn:
+    async def _close(self, source: AsyncGenerator[Any, None], lock: asyncio.Lock) -> None:
+        async with lock:
             self._sources.discard(source)
             await source.aclose()
 
@@ -184,7 +184,7 @@ async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
     So an iterable that blocks forever delays neither a reader that stops early nor the end of the program.
     """
     tickets: SimpleQueue[Future[T] | None] = SimpleQueue()
-    arguments = [_take, items, tickets]
+    arguments = [_pull_items, items, tickets]
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=arguments, name="kling-expand source", daemon=True).start()
     try:
@@ -199,7 +199,7 @@ async def pull(items: Iterable[T]) -> AsyncGenerator[T, None]:
         tickets.put(None)
 
 
-def _take(items: Iterable[T], tickets: "SimpleQueue[Future[T] | None]") -> None:
+def _pull_items(items: Iterable[T], tickets: "SimpleQueue[Future[T] | None]") -> None:
     """Take one item for each ticket, until a ticket is None."""
     iterator: Iterator[T] | None = None
     while (ticket := tickets.get()) is not None:

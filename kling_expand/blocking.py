@@ -299,8 +299,8 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
         return done
 
     @from_function(future.TaskFuture.cancel)
-    def cancel(self, taken_back: bool) -> bool:  # noqa: FBT001 - the result, not an option
-        return taken_back
+    def cancel(self, cancelled: bool) -> bool:  # noqa: FBT001 - the result, not an option
+        return cancelled
 
     def cancelled(self) -> bool:
         """Return whether the job was cancelled before it was sent."""
@@ -541,25 +541,25 @@ class KlingClient(BlockingProxy[client.KlingClient]):
         return tasks
 
 
-async def _ended(waited: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as in the standard library
-    """Wait until *waited* is done, or raise `DeadlineExceeded` after *timeout* seconds or its deadline."""
+async def _ended(inner: future.TaskFuture, timeout: float | None) -> None:  # noqa: ASYNC109 - as in the standard library
+    """Wait until *inner* is done, or raise `DeadlineExceeded` after *timeout* seconds or its deadline."""
     now = asyncio.get_running_loop().time()
-    left = math.inf if waited.deadline_at is None or waited.deadline_at <= now else waited.deadline_at - now
-    if timeout is not None and timeout < left and not await waited.wait(timeout):
+    left = math.inf if inner.deadline_at is None or inner.deadline_at <= now else inner.deadline_at - now
+    if timeout is not None and timeout < left and not await inner.wait(timeout):
         raise DeadlineExceeded(
             f"the task did not end within {timeout:g} s; the future can be waited for again",
-            task_id=waited.task_id,
-            external_task_id=waited.external_task_id,
+            task_id=inner.task_id,
+            external_task_id=inner.external_task_id,
         )
     try:
-        await waited
+        await inner
     except KlingError:
-        if not waited.done():
+        if not inner.done():
             raise
 
 
-async def _snapshots(watched: future.TaskFuture) -> AsyncGenerator[Task, None]:
-    async for task in watched:
+async def _snapshots(inner: future.TaskFuture) -> AsyncGenerator[Task, None]:
+    async for task in inner:
         yield task
 
 

@@ -223,11 +223,11 @@ class KlingClient:
                     await self._jobs.idle()
                     await asyncio.gather(*(TaskFuture(record).wait() for record in self._poller.records()))
             finally:
-                running = await self._give_up()
+                running = await self._close_jobs()
         self._log.flush()
         return running
 
-    async def _give_up(self) -> tuple[TaskFuture, ...]:
+    async def _close_jobs(self) -> tuple[TaskFuture, ...]:
         """End every job, and return the futures of the tasks that are still running."""
         registry = self._poller.registry
         kept = [TaskFuture(record) for record in registry]  # otherwise each gets a log line of its own
@@ -284,13 +284,13 @@ class KlingClient:
         check(passes=passes)
         if passes == 1:
             future = self.submit(image, geometry, deadline=deadline, priority=priority, fresh=fresh, **fields)
-            with _taken_back_if_cancelled(future):
+            with _interrupt_if_cancelled(future):
                 return await future
         request = _request(image, geometry, fields)
         chain = self.expand_passes(request, passes, deadline=deadline, priority=priority, fresh=fresh)
         async with aclosing(chain.futures()) as futures:
             async for future in futures:
-                with _taken_back_if_cancelled(future):
+                with _interrupt_if_cancelled(future):
                     await future
         return cast(ExpandResult, chain.result)
 
@@ -365,8 +365,8 @@ class KlingClient:
         self._require_open()
         check(deadline=deadline, priority=priority, fresh=fresh, note=note)
         request = _request(image, geometry, fields)
-        until = self._until(deadline)
-        return self._submit(request, until, priority, fresh=fresh, flow=self._flow, note=note)
+        deadline_at = self._ends_at(deadline)
+        return self._submit(request, deadline_at, priority, fresh=fresh, flow=self._flow, note=note)
 
     async def map(
         self,
@@ -407,7 +407,7 @@ class KlingClient:
         check_saves(save_to, save_options)
         flow = Flow()  # shares the slots evenly with other calls
         bulk = BoundedMap(
-            lambda request: self._submit(request, self._until(deadline), priority, fresh=fresh, flow=flow),
+            lambda request: self._submit(request, self._ends_at(deadline), priority, fresh=fresh, flow=flow),
             interrupt,
             prefetch=prefetch or 2 * self.settings.max_in_flight + (SAVES if save_to is not None else 0),
             save_to=save_to,
@@ -437,7 +437,7 @@ class KlingClient:
         """
         self._require_open()
         check(deadline=deadline)
-        until = self._until(deadline)
+        deadline_at = self._ends_at(deadline)
         async for listed in self._store.jobs(*UNFINISHED, JobState.REJECTED):
             if self._jobs.follows(listed):
                 continue
@@ -448,7 +448,7 @@ class KlingClient:
                 text = "job %s is one of several passes: call `expand` again, or `resume_passes`"
                 logger.warning(text, known.external_task_id)
             else:
-                yield self._resume(known, until)
+                yield self._resume(known, deadline_at)
 
     def resume_job(self, known: JobRecord, *, priority: int = 0) -> TaskFuture:
         """Return a future for one job of the journal, as `resume` would yield it.
@@ -462,7 +462,7 @@ class KlingClient:
         """
         self._require_open()
         check(known=known, priority=priority)
-        return self._resume(known, self._until(None), priority)
+        return self._resume(known, self._ends_at(None), priority)
 
     def attach(self, any_id: str, *, deadline: float | None = None) -> TaskFuture:
         """Return a future for a task that was submitted earlier or by another process.
@@ -477,11 +477,11 @@ class KlingClient:
         """
         self._require_open()
         check(any_id=any_id, deadline=deadline)
-        until = self._until(deadline)
+        deadline_at = self._ends_at(deadline)
         record = self._poller.registry.add(TaskRecord(any_id, pictures=1))
         if record.job is None:
             self._jobs.follow(record)  # a job of this client begins polling when its create is answered
-        return TaskFuture(record, deadline_at=until)
+        return TaskFuture(record, deadline_at=deadline_at)
 
     def receive(self, headers: "Headers", body: "Body") -> "WebhookEvent":
         """Process a callback with these *headers* and this raw *body*, as `Webhooks.parse` accepts them.
@@ -492,10 +492,10 @@ class KlingClient:
         Raises:
             WebhookError: if the callback cannot be trusted or read.
         """
-        call = self._webhooks.parse(headers, body)
-        if call.needs_poll or not self._poller.deliver(call.task):
-            self._poller.poll_now(call.task.task_id)
-        return call
+        event = self._webhooks.parse(headers, body)
+        if event.needs_poll or not self._poller.deliver(event.task):
+            self._poller.poll_now(event.task.task_id)
+        return event
 
     # ------------------------------------------------------------------ single calls
 
@@ -512,7 +512,7 @@ class KlingClient:
             KlingError: if `submit` or the future's `accepted` fails.
         """
         future = self.submit(image, geometry, **fields)
-        with _taken_back_if_cancelled(future):
+        with _interrupt_if_cancelled(future):
             task = await future.accepted()
         future.record.retrieve()  # the caller follows the task by its id
         return task
@@ -583,7 +583,7 @@ class KlingClient:
     def _submit(
         self,
         request: ExpandRequest,
-        until: float | None,
+        deadline_at: float | None,
         priority: int,
         *,
         fresh: bool,
@@ -599,37 +599,43 @@ class KlingClient:
         self._jobs.start(
             record,
             request,
-            deadline_at=until,
+            deadline_at=deadline_at,
             flow=flow,
             priority=priority,
             fresh=fresh,
             note=note,
             reservation=reservation,
         )
-        return TaskFuture(record, deadline_at=until)
+        return TaskFuture(record, deadline_at=deadline_at)
 
     def _pass_jobs(self, deadline: float | None, priority: int, *, fresh: bool = False) -> "PassJobs":
         from .passes import PassJobs  # imported here, as few jobs need it
 
         self._require_open()
-        until = self._until(deadline)
+        deadline_at = self._ends_at(deadline)
         return PassJobs(
             self._store,
             self._budget,
             lambda request, note, reservation: self._submit(
-                request, until, priority, fresh=fresh, flow=self._flow, note=note, reservation=reservation
+                request,
+                deadline_at,
+                priority,
+                fresh=fresh,
+                flow=self._flow,
+                note=note,
+                reservation=reservation,
             ),
-            lambda known: self._resume(known, until, priority),
+            lambda known: self._resume(known, deadline_at, priority),
             self._record_saved,
-            until,
+            deadline_at,
             fresh,
         )
 
-    def _resume(self, known: JobRecord, until: float | None, priority: int = 0) -> TaskFuture:
+    def _resume(self, known: JobRecord, deadline_at: float | None, priority: int = 0) -> TaskFuture:
         pictures = known.units // UNITS_PER_IMAGE
         record = TaskRecord(known.external_task_id, pictures=pictures)
-        self._jobs.start(record, known.request, deadline_at=until, priority=priority, known=known)
-        return TaskFuture(record, deadline_at=until)
+        self._jobs.start(record, known.request, deadline_at=deadline_at, priority=priority, known=known)
+        return TaskFuture(record, deadline_at=deadline_at)
 
     async def _load_durations(self) -> None:
         """Load the durations learned by earlier processes into a schedule that has none yet."""
@@ -661,7 +667,7 @@ class KlingClient:
         if self.settings.cache_dir is not None:
             await asyncio.to_thread(write_history, self.settings.cache_dir, self._account, durations)
 
-    def _until(self, deadline: float | None) -> float | None:
+    def _ends_at(self, deadline: float | None) -> float | None:
         """Return the loop time at which *deadline*, or else the client's default, passes."""
         return deadline_at(self._deadline if deadline is None else deadline)
 
@@ -672,7 +678,7 @@ class KlingClient:
         files, saves = (job.files, job.saves) if job else ((), ())
         return ExpandResult(task, request, name, files, saves=saves, save=self._save, read=self._read)
 
-    def _opened_downloads(self) -> "Downloads":
+    def _get_downloads(self) -> "Downloads":
         if self._downloads is None:
             from .downloads.downloader import Downloads  # imported here, as many callers only want the URLs
 
@@ -687,7 +693,7 @@ class KlingClient:
         return self._downloads
 
     def _read(self, task: Task, position: int, *, deadline_at: float | None) -> AsyncGenerator[bytes, None]:
-        return self._opened_downloads().stream(task, position, deadline_at=deadline_at)
+        return self._get_downloads().stream(task, position, deadline_at=deadline_at)
 
     async def _save(
         self,
@@ -698,18 +704,18 @@ class KlingClient:
         deadline_at: float | None,
     ) -> tuple[Path, ...]:
         # Saves of one task run one after another, so that a later one finds the files of an earlier one.
-        turn = self._saving.setdefault(task.task_id, asyncio.Lock())
+        lock = self._saving.setdefault(task.task_id, asyncio.Lock())
         try:
             async with asyncio.timeout_at(deadline_at):
-                await turn.acquire()
+                await lock.acquire()
         except TimeoutError:
             reason = "the deadline passed during another save of the task"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None
         try:
-            paths = await self._opened_downloads().save(task, target, options, deadline_at=deadline_at)
+            paths = await self._get_downloads().save(task, target, options, deadline_at=deadline_at)
             await self._record_saved(task, paths)
         finally:
-            turn.release()
+            lock.release()
         if options.finish is None:
             return paths
         try:
@@ -768,9 +774,9 @@ def log_running(client: KlingClient, running: Sequence[TaskFuture]) -> None:
     """Log what was still open when *client* was closed, such as the *running* tasks."""
     if client._store.durable:  # noqa: SLF001 - the two are one unit
         if jobs := len(running) + client._unsent:  # noqa: SLF001 - the same
-            named = "1 open job" if jobs == 1 else f"{jobs} open jobs"
+            open_jobs = "1 open job" if jobs == 1 else f"{jobs} open jobs"
             text = "the client was closed with %s; nothing is lost: call `resume` after the next start"
-            logger.info(text, named)
+            logger.info(text, open_jobs)
     elif running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
         tasks = "1 task continues" if len(running) == 1 else f"{len(running)} tasks continue"
@@ -826,7 +832,7 @@ def _webhooks(given: str | Sequence[str] | None, clock: Callable[[], float]) -> 
 
 
 @contextmanager
-def _taken_back_if_cancelled(future: TaskFuture) -> Iterator[None]:
+def _interrupt_if_cancelled(future: TaskFuture) -> Iterator[None]:
     """Cancel the job if the call that waits for it is cancelled."""
     try:
         yield

@@ -26,10 +26,10 @@ PARALLEL_TASKS = 9  # slots of an image resource pack (doc)
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-LIFE = 1800.0  # seconds for which a token is valid (doc)
-MARGIN = 300.0  # a token is replaced this many seconds before it expires
+TOKEN_LIFETIME = 1800.0  # seconds for which a token is valid (doc)
+RENEW_MARGIN = 300.0  # a token is replaced this many seconds before it expires
 BACKDATE = 5.0  # seconds by which `nbf` lies in the past (doc)
-SKEW = 5.0  # seconds; a smaller difference between the service's clock and ours is ignored
+MAX_CLOCK_SKEW = 5.0  # seconds; a smaller difference between the service's clock and ours is ignored
 
 
 def misconfigured(name: str, value: object, limit: str, advice: str = "") -> ConfigurationError:
@@ -52,10 +52,10 @@ def _url(value: str) -> str:
     url = value.strip().rstrip("/") if isinstance(value, str) else ""
     try:
         parts = urlsplit(url)
-        good = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in {"https", "http"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        good = False
-    if not good or not url.isprintable() or set("@?# ") & set(url):
+        valid = False
+    if not valid or not url.isprintable() or set("@?# ") & set(url):
         # The value is not shown: a URL may hold a password, and this message is logged.
         raise ConfigurationError(
             "base_url must be https://host or http://host, without a user name or a query"
@@ -67,8 +67,8 @@ def _dialect(value: str) -> Dialect:
     try:
         return Dialect(value)
     except ValueError:
-        words = " or ".join(Dialect)
-        raise misconfigured("dialect", shown(value), f"must be {words}") from None
+        choices = " or ".join(Dialect)
+        raise misconfigured("dialect", shown(value), f"must be {choices}") from None
 
 
 def _proxy(value: str | None, name: str = "proxy") -> str | None:
@@ -78,10 +78,10 @@ def _proxy(value: str | None, name: str = "proxy") -> str | None:
     url = url if "://" in url else f"http://{url}"
     try:
         parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        good = False
-    if not good or not url.isprintable() or parts.path or parts.query or " " in url:
+        valid = False
+    if not valid or not url.isprintable() or parts.path or parts.query or " " in url:
         # The value is not shown, as it may hold a password.
         advice = "for any other kind of proxy, such as SOCKS, pass your own aiohttp session as http="
         raise ConfigurationError(
@@ -91,7 +91,14 @@ def _proxy(value: str | None, name: str = "proxy") -> str | None:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OWN_HEADERS = {"authorization", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+_RESERVED_HEADERS = {
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "transfer-encoding",
+}
 
 
 def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
@@ -101,7 +108,7 @@ def _headers(value: Mapping[str, str] | None) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"headers must be a mapping of names to strings, got {type(value).__name__}")
     for name, text in value.items():
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name) or name.lower() in _OWN_HEADERS:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name) or name.lower() in _RESERVED_HEADERS:
             raise ConfigurationError(
                 f"headers must have valid names that the client does not set itself, got {shown(name)}"
             )
@@ -231,9 +238,9 @@ def _cache_dir(environ: Mapping[str, str]) -> Path | None:
     given = environ.get("KLING_CACHE_DIR", "").strip()
     if given:
         return None if given.lower() == "off" else Path(given)
-    usual = {"win32": "~/AppData/Local", "darwin": "~/Library/Caches"}.get(sys.platform, "~/.cache")
-    own = environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
-    return Path(own if Path(own).is_absolute() else usual, "kling-expand")
+    fallback = {"win32": "~/AppData/Local", "darwin": "~/Library/Caches"}.get(sys.platform, "~/.cache")
+    configured = environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    return Path(configured if Path(configured).is_absolute() else fallback, "kling-expand")
 
 
 def environment_proxy(url: str) -> str | None:
@@ -372,7 +379,7 @@ class KeyPair:
         self._clock = clock
         self._offset = 0.0  # seconds by which the service's clock is ahead of ours
         self._token = ""
-        self._good_until = 0.0
+        self._renew_at = 0.0
 
     def __repr__(self) -> str:
         return f"<KeyPair …{self._access_key[-4:]}>" if len(self._access_key) > 12 else "<KeyPair>"
@@ -386,9 +393,9 @@ class KeyPair:
         """Return the current token, or a new one if it expires soon."""
         now = self._clock()
         # Without the lower limit, a token would be kept for too long after the clock was set back.
-        if not self._token or not self._good_until - LIFE <= now < self._good_until:
+        if not self._token or not self._renew_at - TOKEN_LIFETIME <= now < self._renew_at:
             self._token = self._sign(now + self._offset)
-            self._good_until = now + LIFE - MARGIN
+            self._renew_at = now + TOKEN_LIFETIME - RENEW_MARGIN
         return self._token
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
@@ -396,13 +403,13 @@ class KeyPair:
         if refused == self._token:  # otherwise another call has already renewed it
             self._token = ""
         offset = 0.0 if server_time is None else server_time - self._clock()
-        self._offset = offset if abs(offset) > SKEW else 0.0
+        self._offset = offset if abs(offset) > MAX_CLOCK_SKEW else 0.0
         return True
 
     def _sign(self, now: float) -> str:
         import jwt  # imported here, as a static key does not need it
 
-        claims = {"iss": self._access_key, "exp": int(now + LIFE), "nbf": int(now - BACKDATE)}
+        claims = {"iss": self._access_key, "exp": int(now + TOKEN_LIFETIME), "nbf": int(now - BACKDATE)}
         with warnings.catch_warnings():
             # Some accounts have secrets shorter than 32 bytes, and their owners cannot choose longer ones.
             warnings.simplefilter("ignore", jwt.InsecureKeyLengthWarning)
@@ -498,13 +505,13 @@ def enable_logging(environ: Mapping[str, str] | None = None) -> None:
     Raises:
         ConfigurationError: if ``KLING_LOG`` is not a level.
     """
-    word = _environ(environ).get("KLING_LOG", "").strip()
-    if not word:
+    level = _environ(environ).get("KLING_LOG", "").strip()
+    if not level:
         return
-    if word.lower() not in LOG_LEVELS:
-        raise misconfigured("KLING_LOG", repr(word), f"must be {', '.join(LOG_LEVELS)}")
+    if level.lower() not in LOG_LEVELS:
+        raise misconfigured("KLING_LOG", repr(level), f"must be {', '.join(LOG_LEVELS)}")
     logger = logging.getLogger("kling_expand")
-    logger.setLevel(word.upper())
+    logger.setLevel(level.upper())
     if not any(each.name == __name__ for each in logger.handlers):
         handler = logging.StreamHandler()
         handler.name = __name__

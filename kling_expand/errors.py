@@ -132,8 +132,8 @@ def _rebuild(kind: type[KlingError], args: "tuple[Any, ...]", state: "dict[str, 
 
 def requirement(name: str, value: object, limit: str, advice: str = "") -> str:
     """Return the message for a value that violates a limit: "n must be between 1 and 9, got 0"."""
-    must = limit.startswith("must ")
-    message = f"{name} {limit}, got {value}" if must else f"{name}: {limit}: {value}"
+    is_rule = limit.startswith("must ")
+    message = f"{name} {limit}, got {value}" if is_rule else f"{name}: {limit}: {value}"
     return f"{message}; {advice}" if advice else message
 
 
@@ -231,8 +231,8 @@ class APIError(KlingError):
         self.retry_after: float | None = retry_after
 
     def _details(self) -> "dict[str, Any]":
-        own = {"code": self.code, "status": self.status, "request_id": self.request_id}
-        return own | super()._details()
+        details = {"code": self.code, "status": self.status, "request_id": self.request_id}
+        return details | super()._details()
 
 
 class AuthenticationError(APIError):
@@ -385,7 +385,7 @@ CODES: dict[int, type[APIError]] = {
 }
 
 # 1201 also has these two meanings, which only the message distinguishes (observed).
-_WORDED: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
+_BY_MESSAGE: dict[str, type[BadRequest]] = {"already exist": DuplicateTask, "task not found": TaskNotFound}
 
 # A response without a code comes from a server in front of the service, so its HTTP status decides.
 _STATUSES: dict[int, type[APIError]] = {
@@ -401,8 +401,8 @@ _STATUSES: dict[int, type[APIError]] = {
 def refusal(code: int | None, message: str, status: int) -> type[APIError]:
     """Return the class for an error *code* (None if there is none), its *message* and the HTTP *status*."""
     if code == 1201:
-        words = message.lower()
-        return next((kind for part, kind in _WORDED.items() if part in words), BadRequest)
+        text = message.lower()
+        return next((kind for part, kind in _BY_MESSAGE.items() if part in text), BadRequest)
     if code in CODES:
         return CODES[code]
     if status >= 500:

@@ -289,8 +289,8 @@ class EventLog:
         self._timers.pop(kind).cancel()
         held, more = self._held.pop(kind), self._more.pop(kind, 0)
         rest = f"; and {more} more" if more else ""
-        together = len(held) + more
-        self._line(kind, f"{together} more: {'; '.join(held)}{rest}" if together > 1 else held[0])
+        total = len(held) + more
+        self._line(kind, f"{total} more: {'; '.join(held)}{rest}" if total > 1 else held[0])
 
     def _line(self, kind: str, text: str) -> None:
         self._written_at[kind] = asyncio.get_running_loop().time()
@@ -333,10 +333,10 @@ def _reason(event: Event) -> str:
 
 
 def _call_text(event: Event) -> str:
-    took = f"{event.seconds or 0.0:.3f} s"
+    duration = f"{event.seconds or 0.0:.3f} s"
     held = f", held back for {event.wait:.1f} s" if event.wait else ""
     outcome = _reason(event) if event.error else "answered"
-    return f"{event.route} for {_name(event)}, attempt {event.attempt}: {outcome} after {took}{held}"
+    return f"{event.route} for {_name(event)}, attempt {event.attempt}: {outcome} after {duration}{held}"
 
 
 def _retry_text(event: Event) -> str:
@@ -345,20 +345,20 @@ def _retry_text(event: Event) -> str:
     if isinstance(event.error, DuplicateTask):
         return f"{event.route} for {_name(event)}: a task with this id already exists and is looked up"
     if isinstance(event.error, ParallelLimit):
-        again = "retrying when a slot is free"
+        next_step = "retrying when a slot is free"
     elif event.wait is None:
-        again = "looking up its id" if event.route == EventKind.CREATE else "waiting for the next list"
+        next_step = "looking up its id" if event.route == EventKind.CREATE else "waiting for the next list"
     else:
-        again = f"retrying in {event.wait:.1f} s"
-    return f"{event.route} for {_name(event)} failed, attempt {event.attempt}, {again}: {_reason(event)}"
+        next_step = f"retrying in {event.wait:.1f} s"
+    return f"{event.route} for {_name(event)} failed, attempt {event.attempt}, {next_step}: {_reason(event)}"
 
 
 def _end_text(event: Event) -> str:
     task = event.task
     if event.error is not None or task is None:
         return f"{_name(event)} ended with {_reason(event)}"
-    took = f" after {event.seconds:.1f} s" if event.seconds is not None else ""
+    duration = f" after {event.seconds:.1f} s" if event.seconds is not None else ""
     if task.status is not Status.SUCCEED:
-        return f"{_name(event)} failed{took}: {printable(task.task_status_msg or 'no reason')}"
+        return f"{_name(event)} failed{duration}: {printable(task.task_status_msg or 'no reason')}"
     pictures = "1 picture" if len(task.images) == 1 else f"{len(task.images)} pictures"
-    return f"{_name(event)} succeeded{took}: {pictures}, {task.units or 0} units"
+    return f"{_name(event)} succeeded{duration}: {pictures}, {task.units or 0} units"

@@ -322,7 +322,7 @@ class ToAspect:
         check_size(width, height)
         across, down = _growth(width, height, self.aspect, self.area)
         if self.area is None and (nearest(width * across), nearest(height * down)) == (width, height):
-            raise _nothing(width, height, self.aspect)
+            raise _nothing_to_add(width, height, self.aspect)
         return Ratios(*_placed(across - 1, down - 1, self.anchor))
 
     def sides(self, width: int, height: int) -> Sides:
@@ -358,9 +358,9 @@ class ToSize:
             GeometryError: if the canvas is not larger than the photo, or is above 3 times its area.
         """
         check_size(width, height)
-        for name, wanted, has in (("width", self.width, width), ("height", self.height, height)):
-            if wanted < has:
-                limit = f"must be at least {has}, because the photo is never cropped"
+        for name, wanted, current in (("width", self.width, width), ("height", self.height, height)):
+            if wanted < current:
+                limit = f"must be at least {current}, because the photo is never cropped"
                 raise GeometryError(name, wanted, limit)
         _check_canvas(width, height, self.width, self.height)
         return Ratios(*self.sides(width, height))
@@ -443,9 +443,9 @@ class Towards:
     def __attrs_post_init__(self) -> None:
         sides = self._sides()
         both = bool({"left", "right"} & sides and {"up", "down"} & sides)
-        most = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
-        if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= most:
-            bounds = f"above 1 and at most {shown(most, ROUND_FLOOR)}"
+        max_ratio = math.sqrt(MAX_AREA + AREA_TOLERANCE) if both else MAX_AREA
+        if not isinstance(self.ratio, float) or not 1 + 2 * NOISE < self.ratio <= max_ratio:
+            bounds = f"above 1 and at most {shown(max_ratio, ROUND_FLOOR)}"
             limit = f"must be {bounds} for the direction {self.direction}"
             raise GeometryError("ratio", repr(self.ratio), limit)
 
@@ -457,8 +457,8 @@ class Towards:
         """Return the ratios, which do not depend on the photo's *width* and *height*."""
         sides = self._sides()
         pairs = (("left", "right"), ("up", "down"))
-        named = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
-        return Ratios(**{side: (self.ratio - 1) / shared for side, shared in named.items()})
+        counts = {side: len(sides.intersection(pair)) for pair in pairs for side in pair if side in sides}
+        return Ratios(**{side: (self.ratio - 1) / shared for side, shared in counts.items()})
 
 
 # The geometry of a create: ratios in the editing dialect, a direction in the direction dialect.
@@ -500,7 +500,7 @@ def _growth(width: float, height: float, aspect: float, area: float | None) -> t
         raise GeometryError("area", f"{area:g}", limit)
     across, down = max(1.0, math.sqrt(area * stretch)), max(1.0, math.sqrt(area / stretch))
     if across * down <= 1 + 2 * NOISE:
-        raise _nothing(width, height, aspect)
+        raise _nothing_to_add(width, height, aspect)
     return min(across, 3.0), min(down, 3.0)
 
 
@@ -516,7 +516,7 @@ def _too_far(width: float, height: float, aspect: float, least: float, *, passes
     return GeometryError("aspect", value, limit, _possible(width, height, sides) if passes else "")
 
 
-def _nothing(width: float, height: float, aspect: float) -> GeometryError:
+def _nothing_to_add(width: float, height: float, aspect: float) -> GeometryError:
     stretch = aspect * height / width
     least = shown(max(stretch, 1 / stretch), ROUND_CEILING)
     limit = f"must differ from that of the {width}x{height} photo, so that there is something to add"
@@ -533,10 +533,10 @@ def _placed(wider: float, higher: float, anchor: str) -> Sides:
 
 def _check_canvas(width: int, height: int, new_width: int, new_height: int) -> None:
     """Raise `GeometryError` unless the canvas is larger than the photo, up to three times its area."""
-    most = 3 * width * height
-    if new_width * new_height > most:
-        options = [f"{most // new_height}x{new_height}"] if most // new_height >= width else []
-        options += [f"{new_width}x{most // new_width}"] if most // new_width >= height else []
+    max_pixels = 3 * width * height
+    if new_width * new_height > max_pixels:
+        options = [f"{max_pixels // new_height}x{new_height}"] if max_pixels // new_height >= width else []
+        options += [f"{new_width}x{max_pixels // new_width}"] if max_pixels // new_width >= height else []
         options = options or [f"{3 * width}x{height}", f"{width}x{3 * height}"]
         limit = f"must be at most 3 times the area of {width}x{height}"
         sides = _placed(new_width / width - 1, new_height / height - 1, "center")
@@ -552,8 +552,8 @@ def _named(aspect: float) -> str:
     from fractions import Fraction  # imported here, as only messages need it
 
     fraction = Fraction(aspect).limit_denominator(50)
-    near = abs(fraction - Fraction(aspect)) < NOISE
-    return f"{fraction.numerator}:{fraction.denominator}" if near else f"{aspect:.5g}"
+    is_close = abs(fraction - Fraction(aspect)) < NOISE
+    return f"{fraction.numerator}:{fraction.denominator}" if is_close else f"{aspect:.5g}"
 
 
 # ---------------------------------------------------------------------------- several passes

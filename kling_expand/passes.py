@@ -51,7 +51,7 @@ class Pass:
             0 if self.is_last else UNITS_PER_IMAGE * (len(self.steps) - self.number - 1) + self.request.units
         )
 
-    def own_request(self) -> ExpandRequest:
+    def pass_request(self) -> ExpandRequest:
         """Return the request of this pass. Only the last pass keeps `n`, `watermark` and a given id."""
         changed = evolve(self.request, geometry=self.steps[self.number - 1])
         if self.is_last:
@@ -69,7 +69,7 @@ class Pass:
             return f"{given}-pass1" if given else None
         if not (durable or given):
             return None
-        request = self.own_request()
+        request = self.pass_request()
         name = codec.fingerprint(request, self.steps[self.number - 1], self.before)[:32]
         return f"{given}-pass{self.number}-{name}" if given else f"pass{self.number}-{name}"
 
@@ -79,8 +79,8 @@ class Pass:
         photo = _location(image) if isinstance(image, str | os.PathLike) else None
         steps = [[each.up, each.down, each.left, each.right] for each in self.steps]
         packed = codec.pack_request(self.request, self.steps[0])
-        own = {"number": self.number, "steps": steps, "photo": photo, "request": packed}
-        return {**(self.note or {}), "pass": own | {"key": self.request.key, "before": self.before}}
+        fields = {"number": self.number, "steps": steps, "photo": photo, "request": packed}
+        return {**(self.note or {}), "pass": fields | {"key": self.request.key, "before": self.before}}
 
 
 def pass_of(record: JobRecord) -> Pass | None:
@@ -178,13 +178,13 @@ class Passes:
         try:
             while True:
                 self.step = step
-                own = step.own_request()
+                request = step.pass_request()
                 future = self._jobs.resume(known) if known else await self._submit(step)
                 yield future
                 found = await future
                 name = self.result.name if self.result else found.name
                 shape = shape_name(step.request.geometry)
-                self.result = evolve(found, request=own, earlier=self.result, name=name, shape=shape)
+                self.result = evolve(found, request=request, earlier=self.result, name=name, shape=shape)
                 if step.is_last:
                     break
                 step = step.after(found.external_task_id or future.external_task_id)
@@ -213,8 +213,8 @@ class Passes:
         """Read the results of the passes before *found*."""
         for number, record in enumerate(await earlier_jobs(self._jobs.store, found), 1):
             result = await self._jobs.resume(record)
-            own = evolve(found, number=number).own_request()
-            self.result = evolve(result, request=own, earlier=self.result)
+            request = evolve(found, number=number).pass_request()
+            self.result = evolve(result, request=request, earlier=self.result)
 
     async def _find(self, step: Pass) -> JobRecord | None:
         """Return the job of *step* if it was already paid for, or None."""
@@ -227,7 +227,7 @@ class Passes:
     async def _submit(self, step: Pass) -> TaskFuture:
         if self._stopped:
             raise NotSubmitted(f"stopped before pass {step.number} of {len(step.steps)}")
-        request = step.own_request()
+        request = step.pass_request()
         if len(step.steps) == 1:
             return self._jobs.submit(request, step.note, None)
         if step.before is not None and self.result is not None:

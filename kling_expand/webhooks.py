@@ -139,7 +139,7 @@ class Webhooks:
         Raises:
             WebhookError: if there is no such signature.
         """
-        webhook_id, timestamp, signatures = (_only_one(name, values) for name, values in found.items())
+        webhook_id, timestamp, signatures = (_single_value(name, values) for name, values in found.items())
         if not abs(self._clock() - _unix_seconds(timestamp)) <= self._tolerance:
             raise WebhookError(f"{_TIMESTAMP} must be within {self._tolerance:g} s of now")
         if not (webhook_id.isascii() and webhook_id.isprintable() and len(webhook_id) <= MAX_ID):
@@ -147,7 +147,7 @@ class Webhooks:
         signed = f"{webhook_id}.{timestamp}.".encode() + body
         expected = [b64encode(hmac.digest(key, signed, "sha256")) for key in self._keys]
         given = list(_version_1(signatures))
-        if not any(hmac.compare_digest(ours, theirs) for ours in expected for theirs in given):
+        if not any(hmac.compare_digest(computed, received) for computed in expected for received in given):
             raise WebhookError(f"no signature in {_SIGNATURE} matches")
         return webhook_id
 
@@ -215,7 +215,7 @@ def _text(name: str, value: object) -> str:
     return value
 
 
-def _only_one(name: str, values: list[str]) -> str:
+def _single_value(name: str, values: list[str]) -> str:
     """Return the value of a header that must occur exactly once, so that it is clear what was signed."""
     if len(values) > 1:
         raise WebhookError(f"{name} was sent more than once")

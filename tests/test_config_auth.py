@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_expand.config import BACKDATE, LIFE, MARGIN, KeyPair, Settings, StaticKey, account_name
+from kling_expand.config import (
+    BACKDATE,
+    RENEW_MARGIN,
+    TOKEN_LIFETIME,
+    KeyPair,
+    Settings,
+    StaticKey,
+    account_name,
+)
 from kling_expand.errors import ConfigurationError
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes-in-all"
@@ -54,7 +62,11 @@ def test_a_token_has_the_documented_claims(pair: KeyPair) -> None:
     """An independent implementation finds HS256 and exactly the three documented claims."""
     token = pair.token()
     assert jwt.get_unverified_header(token) == {"alg": "HS256", "typ": "JWT"}
-    expected = {"iss": "access-key-0123456789", "exp": int(START + LIFE), "nbf": int(START - BACKDATE)}
+    expected = {
+        "iss": "access-key-0123456789",
+        "exp": int(START + TOKEN_LIFETIME),
+        "nbf": int(START - BACKDATE),
+    }
     assert claims(token) == expected
 
 
@@ -75,9 +87,9 @@ def test_a_wrong_secret_fails_the_verification(pair: KeyPair) -> None:
 def test_a_token_is_reused_until_shortly_before_its_expiry(pair: KeyPair, clock: Clock) -> None:
     """A token is used for most of its lifetime, and never close to its expiry."""
     first = pair.token()
-    clock.now = START + LIFE - MARGIN - 1
+    clock.now = START + TOKEN_LIFETIME - RENEW_MARGIN - 1
     assert pair.token() == first
-    clock.now = START + LIFE - MARGIN
+    clock.now = START + TOKEN_LIFETIME - RENEW_MARGIN
     assert pair.token() != first
 
 
@@ -89,8 +101,8 @@ def test_a_token_is_always_valid_when_returned(steps: list[float]) -> None:
     for step in steps:
         clock.now += step
         found = claims(pair.token())
-        assert found["nbf"] <= clock.now + MARGIN - BACKDATE
-        assert clock.now + MARGIN - 1 <= found["exp"] <= clock.now + LIFE + MARGIN
+        assert found["nbf"] <= clock.now + RENEW_MARGIN - BACKDATE
+        assert clock.now + RENEW_MARGIN - 1 <= found["exp"] <= clock.now + TOKEN_LIFETIME + RENEW_MARGIN
 
 
 def test_a_clock_set_back_makes_a_new_token(pair: KeyPair, clock: Clock) -> None:
@@ -119,18 +131,18 @@ def test_the_services_clock_is_followed(pair: KeyPair, clock: Clock, skew: float
     pair.renew(pair.token(), server_time=clock.now + skew)
     token = pair.token()
     found = claims(token)
-    assert (found["nbf"], found["exp"]) == (int(START + skew - BACKDATE), int(START + skew + LIFE))
-    clock.now += LIFE - MARGIN - 1
+    assert (found["nbf"], found["exp"]) == (int(START + skew - BACKDATE), int(START + skew + TOKEN_LIFETIME))
+    clock.now += TOKEN_LIFETIME - RENEW_MARGIN - 1
     assert pair.token() == token
     clock.now += 1
-    assert claims(pair.token())["exp"] == int(clock.now + skew + LIFE)
+    assert claims(pair.token())["exp"] == int(clock.now + skew + TOKEN_LIFETIME)
 
 
 @pytest.mark.parametrize("skew", [-5.0, -1.0, 0.0, 5.0])
 def test_a_small_clock_difference_is_ignored(pair: KeyPair, clock: Clock, skew: float) -> None:
     """A difference of a few seconds counts as network latency and does not correct the clock."""
     pair.renew(pair.token(), server_time=clock.now + skew)
-    assert claims(pair.token())["exp"] == int(START + LIFE)
+    assert claims(pair.token())["exp"] == int(START + TOKEN_LIFETIME)
 
 
 def test_a_clock_offset_is_dropped_once_the_clocks_agree(pair: KeyPair, clock: Clock) -> None:
@@ -138,7 +150,7 @@ def test_a_clock_offset_is_dropped_once_the_clocks_agree(pair: KeyPair, clock: C
     pair.renew(pair.token(), server_time=clock.now + 7200)
     clock.now += 7200
     pair.renew(pair.token(), server_time=clock.now)
-    assert claims(pair.token())["exp"] == int(clock.now + LIFE)
+    assert claims(pair.token())["exp"] == int(clock.now + TOKEN_LIFETIME)
 
 
 @pytest.mark.parametrize("length", range(1, 40, 6))
@@ -196,7 +208,7 @@ def test_successive_tokens_overlap(pair: KeyPair, clock: Clock) -> None:
         ends.append(claims(pair.token())["exp"])
         clock.now += 60
     distinct = sorted(set(ends))
-    assert all(later - earlier == LIFE - MARGIN for earlier, later in pairwise(distinct))
+    assert all(later - earlier == TOKEN_LIFETIME - RENEW_MARGIN for earlier, later in pairwise(distinct))
 
 
 def test_an_account_is_named_by_its_service_and_a_digest_of_its_key() -> None:

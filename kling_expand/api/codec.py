@@ -42,12 +42,12 @@ T = TypeVar("T")
 
 PATHS = {Dialect.EDITING: "/v1/images/editing/expand", Dialect.DIRECTION: "/v1/images/expand"}
 
-LONG_ANSWER = 256 << 10  # bytes; a longer response is parsed in a thread
+LONG_RESPONSE = 256 << 10  # bytes; a longer response is parsed in a thread
 MAX_VALUES = 50_000  # in one response; a full list page of nine-picture tasks has about 25,000
 
 MAX_ESCAPES = 1_000_000  # in one response
 MAX_DIGITS = 4300  # of a number; Python sets the same limit for an int
-_OWN_ID = "kx-"  # prefix of each generated id
+_ID_PREFIX = "kx-"  # prefix of each generated id
 MAX_NUMBER = 1 << 63  # for a time in milliseconds or an index; larger values break arithmetic and file names
 MAX_MESSAGE = 1000  # characters in the message of a refusal or of a failed task
 MAX_ID = 500  # characters in an id; real ids have at most 36
@@ -78,9 +78,9 @@ class Response(NamedTuple):
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", text):  # more than 31 years is a mistake
             return float(text)
-        asked_at, now = http_date(text), self.server_time
+        retry_at, now = http_date(text), self.server_time
         now = self.received_at if now is None else now
-        return None if asked_at is None or now is None else max(0.0, asked_at - now)
+        return None if retry_at is None or now is None else max(0.0, retry_at - now)
 
 
 def http_date(text: str | None) -> float | None:
@@ -139,8 +139,8 @@ def _dumps(value: Any) -> bytes:
 
 def fingerprint(request: ExpandRequest, expansion: Expansion, photo_digest: str) -> str:
     """Return a digest of the photo and of all parameters that affect the result or its price."""
-    usual = {each.name: each.default for each in request_fields() if not each.changes_result}
-    head, tail = encode(evolve(request, **usual), expansion, "")
+    defaults = {each.name: each.default for each in request_fields() if not each.changes_result}
+    head, tail = encode(evolve(request, **defaults), expansion, "")
     return sha256(photo_digest.join((head.decode(), tail.decode())).encode()).hexdigest()
 
 
@@ -149,55 +149,55 @@ def external_id(run: str, key: str, fingerprint: str, attempt: int = 1) -> str:
 
     A failed task keeps its id, so each later *attempt* needs a new one.
     """
-    words = json.dumps([run, key, fingerprint, attempt]).encode()
-    return f"{_OWN_ID}{sha256(words).hexdigest()[:32]}"
+    content = json.dumps([run, key, fingerprint, attempt]).encode()
+    return f"{_ID_PREFIX}{sha256(content).hexdigest()[:32]}"
 
 
 def random_id() -> str:
     """Return a new random id, for a job that has no id of its own or before its id is known."""
-    return f"{_OWN_ID}{uuid4().hex}"
+    return f"{_ID_PREFIX}{uuid4().hex}"
 
 
 def is_derived_id(external_task_id: str | None) -> bool:
     """Return whether an id has the prefix of the ids that this module generates."""
-    return external_task_id is not None and external_task_id.startswith(_OWN_ID)
+    return external_task_id is not None and external_task_id.startswith(_ID_PREFIX)
 
 
 # ---------------------------------------------------------------------------- responses
 
 
-def decode_task(answer: Response) -> Task:
+def decode_task(response: Response) -> Task:
     """Return the task in the response to a create or to the read of one task.
 
     Raises:
         APIError: if the response is a refusal, or is not as documented.
     """
-    return _decode(answer, _one_task)
+    return _decode(response, _one_task)
 
 
-def decode_lookup(answer: Response) -> Task | None:
+def decode_lookup(response: Response) -> Task | None:
     """Return the task in the response to a lookup, or None if no task has the id.
 
     Raises:
         APIError: if the response is another refusal, or is not as documented.
     """
     try:
-        return decode_task(answer)
+        return decode_task(response)
     except TaskNotFound:
         return None
 
 
-def decode_tasks(answer: Response) -> tuple[Task, ...]:
+def decode_tasks(response: Response) -> tuple[Task, ...]:
     """Return the tasks of a list page, in the order of the page.
 
     Raises:
         APIError: if the response is a refusal, or is not as documented.
     """
-    return _decode(answer, _many_tasks)
+    return _decode(response, _many_tasks)
 
 
 def decode_page(
-    answer: Response, known_status: Callable[[str], str | None]
+    response: Response, known_status: Callable[[str], str | None]
 ) -> tuple[dict[str, Task | None], int]:
     """Return the client's own tasks on a list page, by id, and the number of all tasks on the page.
 
@@ -208,7 +208,7 @@ def decode_page(
     Raises:
         APIError: if the response is a refusal, or is not as documented.
     """
-    return _decode(answer, lambda data: _changed_tasks(data, known_status))
+    return _decode(response, lambda data: _changed_tasks(data, known_status))
 
 
 def parse_json(body: bytes) -> Any:
@@ -224,7 +224,7 @@ def parse_json(body: bytes) -> Any:
     if body.count(b",") > MAX_VALUES or body.count(b"\\") > MAX_ESCAPES:
         raise ValueError(f"it holds more than {MAX_VALUES} values or {MAX_ESCAPES} escapes")
     hooks: dict[str, Any] = {}
-    if len(body) > LONG_ANSWER:
+    if len(body) > LONG_RESPONSE:
         hooks = {"object_hook": _unchanged, "parse_float": _float}
     try:
         # Decode the bytes here, because `json` would call an error handler for each byte that is not UTF-8.
@@ -285,30 +285,30 @@ def _changed_tasks(
     return found | {task.task_id: task for task in _readable_tasks(changed)}, len(items)
 
 
-def _decode(answer: Response, read: Callable[[Any], T]) -> T:
-    data, request_id = _open(answer)
+def _decode(response: Response, read: Callable[[Any], T]) -> T:
+    data, request_id = _open(response)
     try:
         return read(data)
     except ValueError as error:
         raise ProtocolError(
-            f"the response is not as documented: {error}", status=answer.status, request_id=request_id
+            f"the response is not as documented: {error}", status=response.status, request_id=request_id
         ) from None
 
 
-def _open(answer: Response) -> tuple[Any, str | None]:
+def _open(response: Response) -> tuple[Any, str | None]:
     """Return the envelope's `data` and `request_id`, or raise the refusal that it contains."""
     try:
-        envelope = parse_json(answer.body)
+        envelope = parse_json(response.body)
     except ValueError:
         envelope = None
     if not isinstance(envelope, dict):
-        raise _refused(answer)
+        raise _refused(response)
     code, request_id = _code(envelope.get("code")), envelope.get("request_id")
     request_id = request_id[:MAX_ID] if isinstance(request_id, str) else None
-    if code == 0 and answer.status < 400 and "data" in envelope:
+    if code == 0 and response.status < 400 and "data" in envelope:
         return envelope["data"], request_id
     message = str(envelope.get("message") or "the service gave no message")[:MAX_MESSAGE] if code else None
-    raise _refused(answer, code or None, message, request_id)
+    raise _refused(response, code or None, message, request_id)
 
 
 def _code(value: Any) -> int | None:
@@ -319,14 +319,14 @@ def _code(value: Any) -> int | None:
 
 
 def _refused(
-    answer: Response, code: int | None = None, message: str | None = None, request_id: str | None = None
+    response: Response, code: int | None = None, message: str | None = None, request_id: str | None = None
 ) -> APIError:
     """Return the error for a refusal, or (without *message*) for a response without an envelope."""
     if message is None:
-        shown = answer.body[:80].decode(errors="replace").strip() or "an empty body"
+        shown = response.body[:80].decode(errors="replace").strip() or "an empty body"
         message = f"the response is not the documented envelope: {shown!r}"
-    return refusal(code, message, answer.status)(
-        message, code=code, status=answer.status, request_id=request_id, retry_after=answer.retry_after
+    return refusal(code, message, response.status)(
+        message, code=code, status=response.status, request_id=request_id, retry_after=response.retry_after
     )
 
 
@@ -417,12 +417,12 @@ def _are_known(images: Sequence[Any]) -> bool:
 def _read_images(images: Sequence[Any]) -> tuple[Image, ...]:
     """Return the pictures that have a URL. A missing index is replaced by the picture's position."""
     found = []
-    for place, image in enumerate(images):
+    for position, image in enumerate(images):
         if type(image) is dict and (url := _text(image, "url")):
             index = _number(image, "index")
-            found.append(Image(place if index is None else index, url, _text(image, "watermark_url")))
+            found.append(Image(position if index is None else index, url, _text(image, "watermark_url")))
         else:
-            _logger.debug("picture %d is ignored, as it has no url", place)
+            _logger.debug("picture %d is ignored, as it has no url", position)
     return tuple(found)
 
 

@@ -13,8 +13,8 @@ from kling_expand.models import AMOUNT, MAX_IMAGES
 MAX_OUTPUTS = 100  # the most outputs, and the most charges, that are read per task
 
 
-_KNOWN = {"id", "external_id", "status", "message", "create_time", "update_time", "outputs", "billing"}
-_OF_OUTPUT = {"type", "index", "url", "watermark_url"}
+_KNOWN_KEYS = {"id", "external_id", "status", "message", "create_time", "update_time", "outputs", "billing"}
+_OUTPUT_KEYS = {"type", "index", "url", "watermark_url"}
 
 
 def is_known(data: Mapping[str, Any]) -> bool:
@@ -24,8 +24,8 @@ def is_known(data: Mapping[str, Any]) -> bool:
     """
     outputs = data.get("outputs")
     items = outputs[:MAX_OUTPUTS] if isinstance(outputs, list) else []
-    plain = all(isinstance(item, dict) and item.keys() <= _OF_OUTPUT for item in items)
-    return data.keys() <= _KNOWN and plain and not data.get("billing")
+    plain = all(isinstance(item, dict) and item.keys() <= _OUTPUT_KEYS for item in items)
+    return data.keys() <= _KNOWN_KEYS and plain and not data.get("billing")
 
 
 def older_form(data: Mapping[str, Any]) -> dict[str, Any]:

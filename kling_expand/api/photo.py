@@ -54,7 +54,7 @@ _INLINE = 64 * 1024  # bytes; up to this size, a thread costs more than the work
 BASE64_HEADS = ("iVBORw0KGgo", "/9j/")  # the first characters of a PNG and of a JPEG in Base64
 
 _WINDOW = 64 * 1024
-_MOST_PARTS = 100_000  # chunks or segments; the limit keeps a hostile file from wasting time
+_MAX_PARTS = 100_000  # chunks or segments; the limit keeps a hostile file from wasting time
 
 ORIENTATION = 0x0112  # the EXIF tag
 # The color space that an embedded profile must name, for each mode of a Pillow image.
@@ -73,7 +73,7 @@ _ROTATE = "to rotate its pixels, pass PIL.ImageOps.exif_transpose(PIL.Image.open
 logger: logging.Logger = logging.getLogger(__name__)
 
 # Patterns of the first bytes of other common formats. The first match gives the name in the error.
-_OTHERS = {
+_OTHER_FORMATS = {
     "WebP": rb"RIFF....WEBP",
     "a GIF": rb"GIF8[79]a",
     "AVIF": rb"....ftypavi[fs]",
@@ -132,21 +132,21 @@ class Photo:
         if self.url is not None:
             yield self.url.encode()
             return
-        size, seen = self.size or 0, hashlib.sha256()
+        size, hasher = self.size or 0, hashlib.sha256()
         if isinstance(self._content, bytes) and size <= _INLINE:
             yield _encoder()(self._content)
             return
         for start in range(0, size, SLICE):
-            yield await asyncio.to_thread(self._slice, start, min(SLICE, size - start), seen)
+            yield await asyncio.to_thread(self._slice, start, min(SLICE, size - start), hasher)
 
-    def _slice(self, start: int, length: int, seen: Any) -> bytes:
+    def _slice(self, start: int, length: int, hasher: Any) -> bytes:
         if isinstance(self._content, bytes):
             return _encoder()(memoryview(self._content)[start : start + length])
         size, piece = self._read(start, length)
-        seen.update(piece)
+        hasher.update(piece)
         last = start + length == self.size
         # The digest is compared before the last slice is sent, so an altered photo is never sent completely.
-        if size != self.size or len(piece) != length or (last and seen.hexdigest() != self.digest):
+        if size != self.size or len(piece) != length or (last and hasher.hexdigest() != self.digest):
             raise ImageError(
                 "image", self.name, "the file changed while it was being sent", "submit it again"
             )
@@ -253,11 +253,11 @@ def _reader(source: ImageSource) -> Callable[[Any], Photo]:
 def _from_url(url: str) -> Photo:
     try:
         # A URL must not contain quotes, backslashes, spaces or control characters. JSON would escape them.
-        good = bool(urlsplit(url).hostname) and not re.search(r'[\s"\\\x00-\x1f\x7f]', url)
+        valid = bool(urlsplit(url).hostname) and not re.search(r'[\s"\\\x00-\x1f\x7f]', url)
         text = url.encode()
     except ValueError:
-        good = False
-    if not good:
+        valid = False
+    if not valid:
         raise ImageError("image", repr(url), "must be a well-formed URL")
     return Photo(url, hashlib.sha256(text).hexdigest(), len(text), url=url)
 
@@ -268,7 +268,7 @@ def _from_data(uri: str) -> Photo:
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError("image", name, "must have the form data:image/png;base64,…")
     text = "".join(text.split()).rstrip("=")
-    _check_weight(max(1, len(text) * 3 // 4), name)  # before a possibly large text is decoded
+    _check_bytes(max(1, len(text) * 3 // 4), name)  # before a possibly large text is decoded
     try:
         content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
@@ -318,7 +318,7 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> tuple[str, st
 
 def _from_bytes(source: bytes | bytearray | memoryview, name: str | None = None) -> Photo:
     name = name or source_name(source)
-    _check_weight(memoryview(source).nbytes, name)
+    _check_bytes(memoryview(source).nbytes, name)
     content = bytes(source)  # copies only a mutable buffer, which the caller could still change
     return _checked(io.BytesIO(content), len(content), name, content)
 
@@ -351,16 +351,16 @@ def _from_pillow(image: Any) -> Photo:
     check_shape(image.width, image.height, name)
     target, jpeg = io.BytesIO(), image.format in {"JPEG", "MPO"}  # MPO is a JPEG with more images behind it
     try:
-        turned = image.getexif().get(ORIENTATION)  # read first, as a conversion may drop it
+        orientation = image.getexif().get(ORIENTATION)  # read first, as a conversion may drop it
         profile = image.info.get("icc_profile")
-        image = _in_a_sendable_mode(image, name, jpeg=jpeg)
-        kept: dict[str, Any] = {"quality": 95} if jpeg else {}
+        image = _to_sendable_mode(image, name, jpeg=jpeg)
+        options: dict[str, Any] = {"quality": 95} if jpeg else {}
         # None omits the profile. A profile for other channels would change the colors.
-        kept["icc_profile"] = profile if _PROFILED.get(image.mode) == (profile or b"")[16:20] else None
-        if turned in range(2, 9):
-            kept["exif"] = exif = sys.modules["PIL.Image"].Exif()
-            exif[ORIENTATION] = turned
-        image.save(target, "JPEG" if jpeg else "PNG", **kept)
+        options["icc_profile"] = profile if _PROFILED.get(image.mode) == (profile or b"")[16:20] else None
+        if orientation in range(2, 9):
+            options["exif"] = exif = sys.modules["PIL.Image"].Exif()
+            exif[ORIENTATION] = orientation
+        image.save(target, "JPEG" if jpeg else "PNG", **options)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of errors, often only on save
@@ -368,7 +368,7 @@ def _from_pillow(image: Any) -> Photo:
     return _from_bytes(target.getvalue(), name)
 
 
-def _in_a_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
+def _to_sendable_mode(image: Any, name: str, *, jpeg: bool) -> Any:
     """Return an equivalent image in a mode that PNG supports, or JPEG if *jpeg* is true."""
     if image.mode in ({"L", "RGB", "CMYK"} if jpeg else {"1", "L", "LA", "P", "RGB", "RGBA"}):
         return image
@@ -388,8 +388,8 @@ def _scaled(image: Any, name: str) -> Any:
     low, high = numbers.getextrema()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("image", name, "must contain only finite numbers")
-    least = 1 if image.mode == "F" else 65535 if image.mode.startswith("I;16") else 255
-    for top in (each for each in (1, 255, 65535) if each >= least):
+    min_top = 1 if image.mode == "F" else 65535 if image.mode.startswith("I;16") else 255
+    for top in (each for each in (1, 255, 65535) if each >= min_top):
         if low >= 0 and high <= top:
             low, high = 0, top
             break
@@ -400,18 +400,18 @@ def _scaled(image: Any, name: str) -> Any:
 
 def _checked(file: io.BufferedReader | io.BytesIO, size: int, name: str, content: bytes | str) -> Photo:
     """Check an open, seekable file by every rule, and return the photo. Read only a small part at a time."""
-    _check_weight(size, name)
+    _check_bytes(size, name)
     kind, width, height = read_shape(file, size, name)
     check_shape(width, height, name)
     if kind == "JPEG" and (header := _jpeg_header(file)) and header.orientation > 1:
         logger.warning("%s is rotated by its EXIF data, which the service may ignore; %s", name, _ROTATE)
     file.seek(0)
     # Bytes are hashed directly, because a file object over them would copy them and block the event loop.
-    seen = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
-    return Photo(name, seen.hexdigest(), 4 * -(-size // 3), width, height, kind, size, content=content)
+    hasher = hashlib.sha256(content) if isinstance(content, bytes) else hashlib.file_digest(file, "sha256")
+    return Photo(name, hasher.hexdigest(), 4 * -(-size // 3), width, height, kind, size, content=content)
 
 
-def _check_weight(size: int, name: str) -> None:
+def _check_bytes(size: int, name: str) -> None:
     if size == 0:
         raise ImageError("image", name, "must not be empty")
     if size > MAX_BYTES:
@@ -471,7 +471,7 @@ def _file_header(path: str | os.PathLike[str], name: str) -> "PhotoHeader":
 
 
 def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
-    _check_weight(size, name)
+    _check_bytes(size, name)
     head = file.read(1024)
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
@@ -490,7 +490,7 @@ def _checked_header(file: BinaryIO, size: int, name: str) -> PhotoHeader:
 def _png_header(file: BinaryIO) -> PhotoHeader | None:
     """Return the header from the chunks before the pixels, or None if no pixels are found."""
     position, shape, alpha = len(_PNG), (0, 0), False
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         file.seek(position)
         head = file.read(26)
         length, kind = int.from_bytes(head[:4]), head[4:8]
@@ -506,7 +506,7 @@ def _png_header(file: BinaryIO) -> PhotoHeader | None:
 def _jpeg_header(file: BinaryIO) -> PhotoHeader | None:
     """Return the header from the segments up to the frame, which has the size, or None if it is not found."""
     position, orientation = 2, 1
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         file.seek(position)
         head = file.read(9)
         if len(head) < 9 or head[0] != 0xFF or head[1] in {_SCAN, _END}:
@@ -546,14 +546,14 @@ def read_shape(file: BinaryIO, size: int, name: str) -> tuple[str, int, int]:
         return "PNG", *_png(file, size, name)
     if head.startswith(_JPEG):
         return "JPEG", *_jpeg(file, name)
-    raise _other(head, name)
+    raise _unsupported_format(head, name)
 
 
-def _other(head: bytes, name: str) -> ImageError:
+def _unsupported_format(head: bytes, name: str) -> ImageError:
     limit = "must be PNG or JPEG data"
     if head.lstrip().startswith((*(text.encode() for text in BASE64_HEADS), b"data:")):
         return ImageError("image", f"{name}, which is Base64 text", limit, "decode it, and pass the bytes")
-    for kind, start in _OTHERS.items():
+    for kind, start in _OTHER_FORMATS.items():
         if re.match(start, head, re.DOTALL | re.IGNORECASE):
             return ImageError("image", f"{name}, which is {kind}", limit, _CONVERT)
     return ImageError("image", name, limit, _CONVERT)
@@ -565,15 +565,15 @@ def _png(file: BinaryIO, size: int, name: str) -> tuple[int, int]:
     Each chunk must be complete, the header must be the first, and at least one must contain pixels.
     """
     position, shape, pixels = len(_PNG), None, False
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         file.seek(position)
         head = file.read(16)
         if len(head) < (8 if shape else 16):
-            raise cut_short(name)
+            raise truncated_error(name)
         length, kind = struct.unpack(">I4s", head[:8])
         position += 12 + length
         if position > size:
-            raise cut_short(name)
+            raise truncated_error(name)
         if shape is None:
             if kind != b"IHDR" or length != 13:
                 raise _malformed(name)
@@ -595,7 +595,7 @@ _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
     """Return the size of a JPEG after following its segments to the end marker. Skip thumbnails in them."""
     position, shape, scanned = 2, None, False
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         marker, position = _next_marker(file, position, name)
         if marker == _END:
             if shape is None or not scanned:
@@ -605,7 +605,7 @@ def _jpeg(file: BinaryIO, name: str) -> tuple[int, int]:
         segment = file.read(7)  # length, precision, height, width
         length = int.from_bytes(segment[:2])
         if length < 2 or (marker in _FRAMES and len(segment) < 7):
-            raise cut_short(name) if len(segment) < 7 else _malformed(name)
+            raise truncated_error(name) if len(segment) < 7 else _malformed(name)
         if marker in _FRAMES and shape is None:
             shape = int.from_bytes(segment[5:]), int.from_bytes(segment[3:5])
         scanned |= marker == _SCAN
@@ -622,12 +622,12 @@ def _next_marker(file: BinaryIO, position: int, name: str) -> tuple[int, int]:
         if found := _MARKER.search(window):
             return window[found.start() + 1], position + found.end()
         if len(window) < amount:
-            raise cut_short(name)
+            raise truncated_error(name)
         position += amount - 1  # a marker may span two windows
         amount = _WINDOW
 
 
-def cut_short(name: str) -> ImageError:
+def truncated_error(name: str) -> ImageError:
     """Return the error for a file whose end is missing."""
     advice = "copy it again from the camera or phone"
     return ImageError("image", name, "the file is incomplete (truncated)", advice)

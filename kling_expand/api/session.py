@@ -39,14 +39,14 @@ from kling_expand.errors import (
 from kling_expand.events import CALLER, Event, EventKind, Listener
 from kling_expand.models import shown
 
-from .codec import LONG_ANSWER, PATHS, Response
+from .codec import LONG_RESPONSE, PATHS, Response
 from .photo import Photo
 
 T = TypeVar("T")
 
 USER_AGENT = f"kling-expand/{__version__} python/{platform.python_version()}"
 MAX_TASK, MAX_LIST = 4 << 20, 32 << 20  # bytes of a response; a full page of nine-picture tasks has 5 MB
-_JOIN = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
+_JOIN_BYTES = 64 << 10  # bytes; up to this size a copy is cheaper than another system call
 # The errors that mean that no connection to the service was made.
 UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 _URL_SECRETS = re.compile(r"(\w://)(?:[^\s/?#@]*@)?([^\s?#]*)[?#]?\S*")
@@ -69,16 +69,16 @@ class Body(aiohttp.Payload):
 
     async def slices(self) -> AsyncIterator[bytes]:
         """Yield the whole body in pieces. Small pieces are joined."""
-        waiting = self._head
+        pending = self._head
         async for piece in self._rest():
-            if len(waiting) + len(piece) <= _JOIN:
-                waiting += piece
+            if len(pending) + len(piece) <= _JOIN_BYTES:
+                pending += piece
             else:
-                yield waiting
-                waiting = piece
+                yield pending
+                pending = piece
         # Until the last piece is sent, the request is incomplete, and the service cannot act on it.
         self.sent = True
-        yield waiting
+        yield pending
 
     async def _rest(self) -> AsyncIterator[bytes]:
         """Yield the pieces after the head."""
@@ -247,7 +247,7 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rng = rng
         self._clock = clock
-        self._answered = False  # whether the service has ever responded
+        self._responded = False  # whether the service has ever responded
         self._first_tried_at: float | None = None
         self._usual_timeout = aiohttp.ClientTimeout(
             total=settings.read_timeout, sock_connect=settings.connect_timeout
@@ -270,11 +270,11 @@ class Session:
                 raise ConfigurationError(f"http must be a session of the client's event loop; {hint}")
             return self._source
         if self._source is not None:
-            made = self._source()
-            if not isinstance(made, aiohttp.ClientSession):
-                limit = f"http must be a function that returns an aiohttp.ClientSession, got {shown(made)}"
+            session = self._source()
+            if not isinstance(session, aiohttp.ClientSession):
+                limit = f"http must be a function that returns an aiohttp.ClientSession, got {shown(session)}"
                 raise ConfigurationError(limit)
-            return made
+            return session
         return aiohttp.ClientSession(
             headers={"User-Agent": USER_AGENT},
             trace_configs=list(self._traces or ()),
@@ -342,21 +342,21 @@ class Session:
         loop = asyncio.get_running_loop()
         kind = EventKind.CREATE if method == "POST" else EventKind.LIST if params else EventKind.READ
         gate = self.gates[kind]
-        began, failure, renewed, held = loop.time(), None, False, 0.0
+        started_at, failure, renewed, waited = loop.time(), None, False, 0.0
         try:
             while True:
                 sent_at = loop.time()
                 if gate.opens_at > sent_at:
                     await gate.wait(deadline_at)
-                    held += loop.time() - sent_at
+                    waited += loop.time() - sent_at
                     sent_at = loop.time()
                 token = self._auth.token()
                 request = _Request(method, path, token, params, body and body(), fresh)
-                answer = await self._exchange(request, deadline_at)
+                response = await self._exchange(request, deadline_at)
                 try:
-                    return await self._open(answer, decode, path, kind, sent_at)
+                    return await self._open(response, decode, path, kind, sent_at)
                 except AuthenticationError as error:
-                    if renewed or not self._auth.renew(token, answer.server_time):
+                    if renewed or not self._auth.renew(token, response.server_time):
                         raise
                     renewed = True
                     self.report_retry(kind, error, attempt, 0.0)
@@ -364,8 +364,8 @@ class Session:
             failure = error
             raise
         finally:
-            seconds = loop.time() - began
-            self._report(kind, kind, failure, attempt=attempt, wait=held or None, seconds=seconds)
+            seconds = loop.time() - started_at
+            self._report(kind, kind, failure, attempt=attempt, wait=waited or None, seconds=seconds)
 
     def report_retry(
         self, route: EventKind, error: KlingError, attempt: int, wait: float | None = None
@@ -397,18 +397,18 @@ class Session:
             )
 
     async def _open(
-        self, answer: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
+        self, response: Response, decode: Callable[[Response], T], path: str, kind: EventKind, sent_at: float
     ) -> T:
         """Decode a response, and update the rate limit of its route."""
         gate = self.gates[kind]
         try:
-            long = len(answer.body) > LONG_ANSWER
-            value = await asyncio.to_thread(decode, answer) if long else decode(answer)
+            is_long = len(response.body) > LONG_RESPONSE
+            value = await asyncio.to_thread(decode, response) if is_long else decode(response)
         except RateLimited as error:
-            asked, longest = error.retry_after or 0.0, self._settings.max_retry_after
+            retry_after, longest = error.retry_after or 0.0, self._settings.max_retry_after
             # One absurd header must not pause the route for a day, so it only ends the retries of this call.
-            error.retryable = asked <= longest
-            gate.refuse(sent_at, min(asked, longest))
+            error.retryable = retry_after <= longest
+            gate.refuse(sent_at, min(retry_after, longest))
             self._report(EventKind.PAUSE, kind, error, wait=gate.remaining)
             raise
         except NotFound as error:
@@ -465,14 +465,14 @@ class Session:
                 timeout=timeout,
                 allow_redirects=False,  # credentials are sent only to the API's origin
                 raise_for_status=False,  # even if an injected session has another default
-                middlewares=_on_a_fresh_connection(http) if request.fresh else None,
+                middlewares=_fresh_connection(http) if request.fresh else None,
             ) as response:
                 _refuse_redirect(response)
                 if response.status == 407:
                     hint = "asks for credentials: give http://user:password@host:port"
                     raise TransportError(f"the proxy {hint}", sent=False, retryable=False)
-                self._answered = True
-                body = await _whole(response, MAX_LIST if request.params else MAX_TASK)
+                self._responded = True
+                body = await _read_body(response, MAX_LIST if request.params else MAX_TASK)
                 return Response(response.status, response.headers, body, self._clock())
         except FOREIGN as error:
             self._translate(error, request.body)
@@ -487,14 +487,14 @@ class Session:
             raise body.error from None
         sent = body is None or body.sent
         if isinstance(error, UNREACHED):
-            retryable = self._worth_another(error)
+            retryable = self._is_worth_retrying(error)
             unreached = TransportError(self._unreached(error), sent=False, retryable=retryable)
-            if not self._answered and self._first_tried_at is not None:
+            if not self._responded and self._first_tried_at is not None:
                 unreached.retried_until = self._first_tried_at + self._settings.connect_timeout
             raise unreached from without_secrets(error)
-        what, late = str(error) or type(error).__name__, isinstance(error, TimeoutError)
+        detail, timed_out = str(error) or type(error).__name__, isinstance(error, TimeoutError)
         raise TransportError(
-            f"no response in time: {what}" if late else f"no response: {what}", sent=sent
+            f"no response in time: {detail}" if timed_out else f"no response: {detail}", sent=sent
         ) from without_secrets(error)
 
     def _unreached(self, error: BaseException) -> str:
@@ -508,9 +508,9 @@ class Session:
             return f"{where}, which responded {error.status} {error.message}"
         return f"{where}: {error}"
 
-    def _worth_another(self, error: BaseException) -> bool:
+    def _is_worth_retrying(self, error: BaseException) -> bool:
         """Return whether to retry a failed connection, by the rules in this module's docstring."""
-        if self._answered or self._first_tried_at is None:
+        if self._responded or self._first_tried_at is None:
             return True
         refused = isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500
         if refused or isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -523,10 +523,12 @@ class Session:
         settings = self._settings
         if body is None and deadline_at is None:
             return self._usual_timeout
-        own = settings.read_timeout
+        seconds = settings.read_timeout
         if body is not None:
-            own = settings.create_timeout + (body.size or 0) / settings.upload_speed
-        return aiohttp.ClientTimeout(total=_within(own, deadline_at), sock_connect=settings.connect_timeout)
+            seconds = settings.create_timeout + (body.size or 0) / settings.upload_speed
+        return aiohttp.ClientTimeout(
+            total=_within(seconds, deadline_at), sock_connect=settings.connect_timeout
+        )
 
 
 class _Request(NamedTuple):
@@ -549,8 +551,8 @@ def _check_network(
     if not all(isinstance(each, aiohttp.TraceConfig) for each in traces or ()):
         limit = "must be a list of aiohttp.TraceConfig"
         raise ConfigurationError(requirement("trace_configs", shown(trace_configs), limit))
-    own = {"proxy": settings.proxy, "trace_configs": traces, "ssl": settings.ssl is not True}
-    for name, given in own.items():
+    network_options = {"proxy": settings.proxy, "trace_configs": traces, "ssl": settings.ssl is not True}
+    for name, given in network_options.items():
         if http is not None and given:
             raise ConfigurationError(f"{name} must not be given with http: configure that session instead")
 
@@ -558,8 +560,8 @@ def _check_network(
 def without_secrets(error: BaseException) -> BaseException:
     """Return *error* without secrets: the request's headers, and a URL's user, password and query."""
     if isinstance(error, aiohttp.ClientResponseError):
-        where, nothing = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
-        error.request_info = error.request_info._replace(url=where, real_url=where, headers=nothing)
+        where, no_headers = error.request_info.url.with_user(None).with_query(None), cast(Any, {})
+        error.request_info = error.request_info._replace(url=where, real_url=where, headers=no_headers)
     # The error of a connection that timed out contains its whole URL.
     error.args = (_URL_SECRETS.sub(r"\1\2", str(error)),)
     return error
@@ -588,7 +590,7 @@ def _refuse_redirect(response: aiohttp.ClientResponse) -> None:
     )
 
 
-def _on_a_fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientMiddlewareType, ...]:
+def _fresh_connection(http: aiohttp.ClientSession) -> tuple[aiohttp.ClientMiddlewareType, ...]:
     """Return the session's own middlewares, and one that prevents the use of pooled connections.
 
     A pooled connection may be dead, which would leave a create without a response.
@@ -610,7 +612,7 @@ async def _fresh(
     return await handler(request)
 
 
-async def _whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Return the body. Raise `ProtocolError` if it has more than *limit* bytes."""
     pieces, size = [], 0
     while piece := await response.content.readany():
@@ -631,13 +633,13 @@ def is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _within(own: float, deadline_at: float | None) -> float:
+def _within(timeout: float, deadline_at: float | None) -> float:
     if deadline_at is None:
-        return own
+        return timeout
     left = deadline_at - asyncio.get_running_loop().time()
     if left <= 0:
         raise DeadlineExceeded("the deadline passed before the request was made")
-    return min(own, left)
+    return min(timeout, left)
 
 
 async def _sleep(seconds: float, deadline_at: float | None) -> None:

@@ -13,27 +13,27 @@ logger: logging.Logger = logging.getLogger(__name__)
 READ_TIMEOUT = 30.0  # seconds for a whole body; the service sends its few KB at once
 
 
-async def answer_callback(
+async def handle_callback(
     client: KlingClient,
     headers: Mapping[str, str],
-    pieces: AsyncIterable[bytes],
-    broken: tuple[type[Exception], ...] = (),
+    chunks: AsyncIterable[bytes],
+    disconnect_errors: tuple[type[Exception], ...] = (),
 ) -> tuple[int, str]:
-    """Deliver a callback from the *pieces* of its raw body, and return the HTTP status and text to send.
+    """Deliver a callback from the *chunks* of its raw body, and return the HTTP status and text to send.
 
     The status is 204 for a delivered callback, and 400 for one that cannot be trusted or read. It is also 400
-    if one of the *broken* errors is raised because the connection ended early. It is 408 if the body does not
+    if one of *disconnect_errors* is raised because the connection ended early. It is 408 if the body does not
     arrive within `READ_TIMEOUT`, and 413 if it exceeds `MAX_BODY` bytes. Reading stops at that size.
     """
     try:
         async with asyncio.timeout(READ_TIMEOUT):
-            body = await _read(pieces)
+            body = await _read(chunks)
         if body is None:
             return 413, f"the body must be at most {MAX_BODY} bytes"
         client.receive(headers, body)
     except TimeoutError:
         return 408, f"the body must arrive within {READ_TIMEOUT:g} s"
-    except broken:
+    except disconnect_errors:
         return 400, "the connection ended before the body was complete"
     except WebhookError as error:
         logger.warning("a callback was refused: %s", error.message)
@@ -41,11 +41,11 @@ async def answer_callback(
     return 204, ""
 
 
-async def _read(pieces: AsyncIterable[bytes]) -> bytes | None:
+async def _read(chunks: AsyncIterable[bytes]) -> bytes | None:
     """Return the whole body, or None as soon as it exceeds `MAX_BODY`."""
     body = bytearray()
-    async for piece in pieces:
-        body += piece
+    async for chunk in chunks:
+        body += chunk
         if len(body) > MAX_BODY:
             return None
     return bytes(body)

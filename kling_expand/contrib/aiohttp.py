@@ -18,12 +18,12 @@ from aiohttp import web
 from kling_expand.client import KlingClient, log_running, takes_options
 from kling_expand.errors import ConfigurationError
 
-from ._callback import answer_callback
+from ._callback import handle_callback
 
 __all__ = ["get_client", "setup", "webhook"]
 
 _CLIENT = web.AppKey("kling_expand_client", KlingClient)
-_BROKEN = (web.RequestPayloadError, ConnectionError)
+_DISCONNECT_ERRORS = (web.RequestPayloadError, ConnectionError)
 
 
 @takes_options(KlingClient)
@@ -36,16 +36,16 @@ def setup(app: web.Application, **options: Any) -> None:
     shutdown.
     """
 
-    async def opened(app: web.Application) -> AsyncIterator[None]:
+    async def open_client(app: web.Application) -> AsyncIterator[None]:
         async with KlingClient(**options) as client:
             app[_CLIENT] = client
             yield
 
-    async def closed(app: web.Application) -> None:
-        log_running(app[_CLIENT], await app[_CLIENT].aclose())  # then `opened` has nothing left to close
+    async def close_client(app: web.Application) -> None:
+        log_running(app[_CLIENT], await app[_CLIENT].aclose())  # then `open_client` has nothing left to close
 
-    app.cleanup_ctx.append(opened)
-    app.on_shutdown.append(closed)
+    app.cleanup_ctx.append(open_client)
+    app.on_shutdown.append(close_client)
 
 
 def get_client(source: web.Request | web.Application) -> KlingClient:
@@ -73,7 +73,7 @@ def webhook(path: str) -> web.RouteDef:
 
 
 async def _receive(request: web.Request) -> web.Response:
-    status, text = await answer_callback(
-        get_client(request), request.headers, request.content.iter_any(), broken=_BROKEN
+    status, text = await handle_callback(
+        get_client(request), request.headers, request.content.iter_any(), disconnect_errors=_DISCONNECT_ERRORS
     )
     return web.Response(status=status, text=text or None)

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError, require
 
-from ._callback import answer_callback
+from ._callback import handle_callback
 
 require("django", "django")
 from django import urls
@@ -50,7 +50,7 @@ Startup = TypeVar("Startup", bound=Callable[[KlingClient], Awaitable[object]])
 logger: logging.Logger = logging.getLogger(__name__)
 
 _CLIENT = "kling_expand.client"
-_PIECE = 64 * 1024  # bytes
+_CHUNK_BYTES = 64 * 1024  # bytes
 
 
 class KlingApplication:
@@ -107,7 +107,7 @@ class _Lifespan:
     def __init__(self, receive: Receive, send: Send) -> None:
         self.step = "startup"
         self.last: Message = {"type": "lifespan.shutdown.complete"}
-        self._began = False
+        self._started = False
         self._receive = receive
         self._send = send
 
@@ -115,14 +115,14 @@ class _Lifespan:
         try:
             await app(scope, self.receive, self.send)
         except Exception:
-            if self._began:
+            if self._started:
                 raise
             await self.receive()
             await self.send({"type": "lifespan.startup.complete"})
             await self.receive()
 
     async def receive(self) -> Message:
-        self._began = True
+        self._started = True
         return await self._receive()
 
     async def send(self, message: Message) -> None:
@@ -166,12 +166,12 @@ def webhook(path: str) -> Any:
 
 
 async def _receive(request: HttpRequest) -> HttpResponse:
-    status, text = await answer_callback(
-        get_client(request), request.headers, _pieces(request), broken=(UnreadablePostError,)
+    status, text = await handle_callback(
+        get_client(request), request.headers, _chunks(request), disconnect_errors=(UnreadablePostError,)
     )
     return HttpResponse(text, status=status, content_type="text/plain")
 
 
-async def _pieces(request: HttpRequest) -> AsyncIterator[bytes]:
-    while piece := request.read(_PIECE):
-        yield piece
+async def _chunks(request: HttpRequest) -> AsyncIterator[bytes]:
+    while chunk := request.read(_CHUNK_BYTES):
+        yield chunk

@@ -78,19 +78,19 @@ class Telemetry:
             self._ended(event, self._spans.pop(event.number, None))
 
     def _called(self, event: Event) -> None:
-        about = {"kling.call": str(event.kind)}
+        attributes = {"kling.call": str(event.kind)}
         if event.error is not None:
-            about["error.type"] = type(event.error).__name__
-        self._calls.add(1, about)
-        self._call.record(event.seconds or 0.0, about)
+            attributes["error.type"] = type(event.error).__name__
+        self._calls.add(1, attributes)
+        self._call.record(event.seconds or 0.0, attributes)
 
     def _repeated(self, event: Event) -> None:
         """Add a retry or a pause to the span of its job."""
         if span := self._spans.get(event.number or 0):
-            about: dict[str, str | int | float] = {"kling.call": event.route or ""}
-            about |= {"kling.attempt": event.attempt or 1, "kling.wait": event.wait or 0.0}
-            about["error.type"] = type(event.error).__name__
-            span.add_event(str(event.kind), about)
+            attributes: dict[str, str | int | float] = {"kling.call": event.route or ""}
+            attributes |= {"kling.attempt": event.attempt or 1, "kling.wait": event.wait or 0.0}
+            attributes["error.type"] = type(event.error).__name__
+            span.add_event(str(event.kind), attributes)
 
     def _ended(self, event: Event, span: Span | None) -> None:
         error, task = event.error, event.task

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kling_expand.client import KlingClient, takes_options
 from kling_expand.errors import ConfigurationError, require
 
-from ._callback import answer_callback
+from ._callback import handle_callback
 
 require("starlette", "starlette")
 from starlette.applications import Starlette
@@ -47,13 +47,13 @@ def setup(app: Starlette, **options: Any) -> None:
     An existing lifespan of *app* is kept and runs while the client is open. It can call ``get_client(app)``,
     for example to `resume` the jobs that a crash left open. An error at start-up stops the server.
     """
-    kept = app.router.lifespan_context
+    app_lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
         async with KlingClient(**options) as client:
             setattr(app.state, _CLIENT, client)
-            async with kept(app) as state:
+            async with app_lifespan(app) as state:
                 yield {**(state or {}), _CLIENT: client}
 
     app.router.lifespan_context = lifespan
@@ -86,7 +86,7 @@ def webhook(path: str) -> Route:
 
 
 async def _receive(request: Request) -> Response:
-    status, text = await answer_callback(
-        get_client(request), request.headers, request.stream(), broken=(ClientDisconnect,)
+    status, text = await handle_callback(
+        get_client(request), request.headers, request.stream(), disconnect_errors=(ClientDisconnect,)
     )
     return PlainTextResponse(text, status) if text else Response(status_code=status)

@@ -111,8 +111,8 @@ async def _is_replaced(step: Pass, first: JobRecord, load: Load) -> bool:
         photo = await load_photo((await load(step.request)).image)
     except (ImageError, TransportError):  # later passes do not need it
         return False
-    own = evolve(step, number=1).own_request()
-    return codec.fingerprint(own, step.steps[0], photo.digest) != first.params_hash
+    request = evolve(step, number=1).pass_request()
+    return codec.fingerprint(request, step.steps[0], photo.digest) != first.params_hash
 
 
 async def _first(payload: Mapping[str, Any], request: ExpandRequest, load: Load) -> Pass | None:
@@ -135,7 +135,7 @@ async def _run(
         found = await runner.follow(record)
         if found is not None:
             return found
-    request = step.own_request()
+    request = step.pass_request()
     if step.number > 1:
         if earlier is None:
             raise JournalError(
@@ -148,4 +148,4 @@ async def _run(
 def _joined(found: ExpandResult, step: Pass, earlier: ExpandResult | None) -> ExpandResult:
     """Return the result of a pass with its own ratios, the *earlier* result and the job's shape name."""
     shape = shape_name(step.request.geometry)
-    return evolve(found, request=step.own_request(), earlier=earlier, shape=shape)
+    return evolve(found, request=step.pass_request(), earlier=earlier, shape=shape)

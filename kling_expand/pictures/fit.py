@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import frozen
 
-from kling_expand.api.photo import MAX_BYTES, MIN_SIDE, cut_short
+from kling_expand.api.photo import MAX_BYTES, MIN_SIDE, truncated_error
 from kling_expand.errors import ImageError, MissingExtra, require
 from kling_expand.models import source_name
 
@@ -67,7 +67,7 @@ def _decoding(photo: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, SyntaxError) as error:
         if "truncated" in str(error).lower():
-            raise cut_short(photo) from error
+            raise truncated_error(photo) from error
         raise ImageError("image", photo, f"Pillow cannot read it ({error})") from error
 
 

@@ -859,5 +859,5 @@ def test_a_full_page_of_long_tasks_is_read() -> None:
     ]
     page = [WHOLE | {"task_id": str(n), "task_result": {"images": images}} for n in range(500)]
     response = response_with(page)
-    assert len(response.body) > codec.LONG_ANSWER
+    assert len(response.body) > codec.LONG_RESPONSE
     assert len(codec.decode_tasks(response)) == 500

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from kling_expand import KlingClient
-from kling_expand.contrib._callback import READ_TIMEOUT, answer_callback
+from kling_expand.contrib._callback import READ_TIMEOUT, handle_callback
 from kling_expand.testing import virtual_time
 from kling_expand.webhooks import MAX_BODY
 
@@ -20,7 +20,7 @@ async def pieces(*parts: bytes | Exception) -> AsyncIterator[bytes]:
 async def status_of(*parts: bytes | Exception) -> int:
     """Return the status for a body in these pieces, which may end with an `EOFError`."""
     async with KlingClient(api_key="k", base_url="http://127.0.0.1:9") as client:
-        status, text = await answer_callback(client, {}, pieces(*parts), broken=(EOFError,))
+        status, text = await handle_callback(client, {}, pieces(*parts), disconnect_errors=(EOFError,))
         assert bool(text) == (status != 204)
         return status
 
@@ -53,5 +53,5 @@ async def test_a_stalled_body_times_out() -> None:
     loop = asyncio.get_running_loop()
     async with KlingClient(api_key="k", base_url="http://127.0.0.1:9") as client:
         began = loop.time()
-        assert (await answer_callback(client, {}, silent()))[0] == 408
+        assert (await handle_callback(client, {}, silent()))[0] == 408
         assert loop.time() - began == READ_TIMEOUT

@@ -50,7 +50,7 @@ async def _paid_requests(journal: JobStore) -> Paid:
 
 
 def _packed(step: Pass) -> str:
-    return codec.pack_request(step.own_request(), step.steps[step.number - 1])
+    return codec.pack_request(step.pass_request(), step.steps[step.number - 1])
 
 
 def _paid_units(paid: Paid, row: Row, checked: Checked) -> int:
@@ -65,7 +65,7 @@ def _paid_units(paid: Paid, row: Row, checked: Checked) -> int:
         return row.request.units if paid.get((place, packed, 1), -1) >= changed_at else 0
     steps = [Pass(number, checked.steps, row.request) for number in range(1, len(checked.steps) + 1)]
     return sum(
-        step.own_request().units
+        step.pass_request().units
         for step in steps
         if paid.get((place, _packed(step), step.number), -1) >= changed_at
     )

@@ -225,7 +225,7 @@ def known_job(record: JobRecord) -> Job:
         from kling_expand.passes import pass_of  # imported here, because few jobs have passes
 
         step = pass_of(record)
-    request = step.own_request() if step else record.request
+    request = step.pass_request() if step else record.request
     if request is not None and "names" in note:
         request = evolve(request, key=note.get("key"))  # the record may have a generated key
     source = request and str(request.image)

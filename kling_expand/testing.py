@@ -406,6 +406,16 @@ class JobStoreContract:
         await store.observe(fourth.external_task_id, FAILED)
         assert (await attempt(2)).attempt == 5
 
+    async def test_every_attempt_is_yielded(self, store: JobStore) -> None:
+        """A durable store yields the attempts that later ones replaced, whatever their ids are."""
+        names = ["derived", "mine", "mine too"]
+        for after, given in enumerate((None, *names[1:])):
+            asked = prepared(external_task_id=given)
+            job = await store.record_intent(JobIdentity("k", "h"), asked, after=after)
+            names[after] = job.external_task_id
+        found = [job.external_task_id async for job in store.attempts()]
+        assert found == (names if store.durable else names[-1:])
+
     async def test_many_ask_for_the_next_attempt_at_once(self, store: JobStore) -> None:
         """If several callers skip the same attempt at the same time, only one new attempt is made."""
         await store.observe((await intend(store)).external_task_id, SUCCEEDED)

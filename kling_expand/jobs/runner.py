@@ -13,7 +13,7 @@ exist. It releases each exactly once. The states in `kling_expand.jobs.submissio
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,9 +131,7 @@ class Budget:
         """Count the units that the jobs of a durable *store* have spent in earlier runs."""
         if self.limit is None or not store.durable:
             return
-        total = 0
-        async for job in store.jobs():
-            total += sum([each.units async for each in _attempts(store, job) if _costs(each)])
+        total = sum([each.units async for each in store.attempts() if _costs(each)])
         self.spent_before = max(0, total - self.units_due)
 
 
@@ -530,9 +528,9 @@ class JobRunner:
         if request.n > self._slots.limit:
             limit = f"must be at most {self._slots.limit}, the client's slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
+        head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         counted = reserved and attempt.state is AttemptState.INHERITED
         job.units = self._budget.reserve(request, counted=counted, reservation=job.reservation)
-        head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         create = Create(
             attempt,
             partial(Body, head, prepared.photo, tail),
@@ -764,12 +762,3 @@ def _costs(job: JobRecord) -> bool:
     return job.state in {JobState.SUBMITTED, *_SUCCEEDED} or (
         job.last_post_at is not None and job.state not in {JobState.FAILED, JobState.REJECTED}
     )
-
-
-async def _attempts(store: JobStore, last: JobRecord) -> AsyncIterator[JobRecord]:
-    """Yield a job's attempts: its *last*, and the earlier ones that `fresh` replaced."""
-    yield last
-    for attempt in range(1, last.attempt):
-        name = codec.external_id(store.run, last.key, last.params_hash, attempt)
-        if earlier := await store.get(name):
-            yield earlier

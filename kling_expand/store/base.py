@@ -218,7 +218,8 @@ class JobStore(ABC):
     `JournalError` is the only exception that a method raises on purpose; the record may then be missing. Any
     other exception is a bug in the store. After a cancelled call the record may or may not be stored.
 
-    A new store must implement `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs` and `counts`.
+    A new store must implement `_claim`, `_transition`, `mark_sending`, `get`, `find`, `jobs`, `attempts` and
+    `counts`.
     """
 
     durable: ClassVar[bool] = True
@@ -343,6 +344,10 @@ class JobStore(ABC):
         Only the last attempt of each job is yielded. A job whose state changes in the meantime is yielded
         once, in the old or the new state. At most one page of jobs is held in memory.
         """
+
+    @abstractmethod
+    def attempts(self) -> AsyncIterator[JobRecord]:
+        """Yield every attempt of every job, oldest first, including those that a later attempt replaced."""
 
     @abstractmethod
     async def counts(self) -> dict[JobState, int]:
@@ -481,6 +486,10 @@ class MemoryStore(JobStore):
             job = self._jobs.get(name)
             if job is not None and (not states or job.state in states):
                 yield job
+
+    def attempts(self) -> AsyncIterator[JobRecord]:
+        """Yield the open jobs, as no other attempt is kept."""
+        return self.jobs()
 
     async def counts(self) -> dict[JobState, int]:
         """Return the number of open jobs by state."""

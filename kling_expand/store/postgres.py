@@ -197,10 +197,18 @@ class PostgresStore(JobStore):
         """Return the record with this id, which may be of an earlier attempt, or None."""
         return await self._newest("external_task_id = %s", external_task_id)
 
-    async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
+    def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Yield the jobs in these *states* (all jobs if none is given), oldest first, page by page."""
-        after, wanted = 0, [str(state) for state in states or tuple(JobState)]
-        while page := await self._database.fetch(_PAGE, self.run, wanted, after, PAGE):
+        wanted = [str(state) for state in states or tuple(JobState)]
+        return self._pages(f"{_SELECT} AND latest AND state = ANY(%s) {_PAGE}", self.run, wanted)
+
+    def attempts(self) -> AsyncIterator[JobRecord]:
+        """Yield every attempt of every job, oldest first, page by page."""
+        return self._pages(f"{_SELECT} {_PAGE}", self.run)
+
+    async def _pages(self, query: str, *values: Any) -> AsyncIterator[JobRecord]:
+        after = 0
+        while page := await self._database.fetch(query, *values, after, PAGE):
             for after, *columns in page:  # noqa: B007 - where the next page begins
                 yield JobRecord(*columns)
 
@@ -312,10 +320,8 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (run, key) DO UP
     ended_at = excluded.ended_at, saved = excluded.saved, number = NULL
 RETURNING 1
 """
-_PAGE = f"""
-SELECT id, {COLUMNS} FROM kling_jobs WHERE latest AND run = %s AND state = ANY(%s) AND id > %s
-ORDER BY id LIMIT %s
-"""  # noqa: S608 - no user input
+_SELECT = f"SELECT id, {COLUMNS} FROM kling_jobs WHERE run = %s"  # noqa: S608 - no user input
+_PAGE = "AND id > %s ORDER BY id LIMIT %s"
 _COUNTS = f"""
 SELECT what, sum(number)::bigint FROM kling_counts WHERE scope = %s GROUP BY what
 UNION ALL

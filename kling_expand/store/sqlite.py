@@ -51,6 +51,7 @@ from .sqlite_file import (
     worker_files,
 )
 
+Page = list[tuple[int, JobRecord]]  # records with the numbers of their rows
 T = TypeVar("T")
 W = TypeVar("W")
 
@@ -314,10 +315,17 @@ class SQLiteStore(JobStore):
         """Return the record of the task with this *task_id*, or None."""
         return await self._execute(partial(newest, "task_id = ?", (task_id,)))
 
-    async def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
+    def jobs(self, *states: JobState) -> AsyncIterator[JobRecord]:
         """Yield the jobs in these *states* (all jobs if none is given), oldest first, page by page."""
+        return self._pages(partial(page, states or tuple(JobState)))
+
+    def attempts(self) -> AsyncIterator[JobRecord]:
+        """Yield every attempt of every job, oldest first, page by page."""
+        return self._pages(page_of_attempts)
+
+    async def _pages(self, read: Callable[[int, Connection], Page]) -> AsyncIterator[JobRecord]:
         after = 0
-        while rows := await self._execute(partial(page, states or tuple(JobState), after)):
+        while rows := await self._execute(partial(read, after)):
             for after, job in rows:  # noqa: B007 - where the next page begins
                 yield job
 
@@ -539,13 +547,19 @@ def _known(external_task_id: str, db: Connection) -> JobRecord:
     return job
 
 
-def page(states: tuple[JobState, ...], after: int, db: Connection) -> list[tuple[int, JobRecord]]:
+def page(states: tuple[JobState, ...], after: int, db: Connection) -> Page:
     """Return the next page of jobs after row *after*, merged from one index scan for each state."""
     walk = "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
     ids = " UNION ALL ".join([walk] * len(states))
     query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - no user input
     values = [value for state in states for value in (state, after, PAGE)]
     return [(row[0], JobRecord(*row[1:])) for row in db.execute(query, (*values, PAGE))]
+
+
+def page_of_attempts(after: int, db: Connection) -> Page:
+    """Return the next page of attempts after row *after*."""
+    query = f"SELECT id, {COLUMNS} FROM jobs WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608 - no user input
+    return [(row[0], JobRecord(*row[1:])) for row in db.execute(query, (after, PAGE))]
 
 
 def counts(db: Connection) -> dict[JobState, int]:

@@ -698,6 +698,27 @@ async def test_without_a_journal_there_is_nothing_to_resume() -> None:
         assert [future async for future in kling.resume()] == []
 
 
+@virtual_time
+async def test_a_budget_counts_every_attempt_of_earlier_runs(tmp_path: Path) -> None:
+    """With a journal, the budget covers all runs together, including jobs that ran again under given ids."""
+    journal = {"journal": tmp_path / "run.db"}
+    async with emulated() as (emulator, _):
+        async with another(emulator, **journal) as kling:
+            await kling.expand(PHOTO, WIDER, external_task_id="first")
+            await kling.expand(PHOTO, WIDER, external_task_id="second", fresh=True)
+        async with another(emulator, **journal, budget=16) as later:
+            assert isinstance(await error_of(later.submit(PHOTO, Ratios(up=0.5))), BudgetExceeded)
+        assert emulator.account.units_billed == 16
+
+
+@virtual_time
+async def test_a_job_that_cannot_be_encoded_takes_no_units() -> None:
+    """A request that cannot be written as JSON leaves the budget as it was."""
+    async with emulated({"budget": 8}) as (_, kling):
+        assert "int" in str(await error_of(kling.submit(PHOTO, WIDER, extra={"seed": 10**5000})))
+        await kling.expand(PHOTO, WIDER)
+
+
 # ------------------------------------------------------------------ a journal that breaks
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import click
 from attrs import define, evolve, field, frozen
 
-from kling_expand.api import codec
 from kling_expand.api.photo import PhotoHeader, check_shape, read_header
 from kling_expand.cli.options import NO_SHAPE, Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import NothingDone, billed_units, clean, estimate, plural, shell_words, show
@@ -208,19 +207,9 @@ async def saved_files(journals: Sequence[str]) -> set[str]:
     for path in journals:
         if _is_file(path):
             async with SQLiteStore.snapshot(path) as journal:
-                async for job in all_attempts(journal):
+                async for job in journal.attempts():
                     found.update(map(path_key, job.files))
     return found
-
-
-async def all_attempts(journal: JobStore) -> AsyncIterator[JobRecord]:
-    """Yield the jobs of a journal, including earlier attempts that later ones have replaced."""
-    async for last in journal.jobs():
-        yield last
-        for attempt in range(1, last.attempt):
-            name = codec.external_id(journal.run, last.key, last.params_hash, attempt)
-            if earlier := await journal.get(name):
-                yield earlier
 
 
 @define

@@ -58,7 +58,6 @@ from .plan import (
     Plan,
     Survey,
     Usage,
-    all_attempts,
     check_output,
     check_rows,
     find_rows,
@@ -653,7 +652,7 @@ class Results:
         if self._journal is None:
             return
         if self._owners is None:
-            jobs = all_attempts(self._journal)
+            jobs = self._journal.attempts()
             self._owners = {path_key(file): job.external_task_id async for job in jobs for file in job.files}
         for owner in {self._owners.pop(key) for key in keys if key in self._owners}:
             if record := await self._journal.get(owner):

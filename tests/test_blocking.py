@@ -487,10 +487,10 @@ def test_many_maps_make_progress_at_once(kling: KlingClient) -> None:
 def test_both_clients_have_the_same_methods() -> None:
     """Each method of the asynchronous client exists, with the same parameters and documentation."""
 
-    def verbs(kind: type) -> dict[str, Any]:
+    def methods(kind: type) -> dict[str, Any]:
         return {name: value for name, value in inspect.getmembers(kind, callable) if name[0] != "_"}
 
-    ours, theirs = verbs(KlingClient), verbs(kling_expand.KlingClient)
+    ours, theirs = methods(KlingClient), methods(kling_expand.KlingClient)
     # Only programs that iterate over futures, such as the command line, follow passes one by one.
     assert set(theirs) - set(ours) == {"aclose", "expand_passes", "resume_passes"}
     assert set(ours) - set(theirs) == {"open", "close"}
@@ -536,7 +536,7 @@ def test_results_and_futures_have_the_same_attributes() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if name[0] != "_"}
 
-    of_the_loop = {"deadline_at", "record", "remove_done_callback"}
-    assert public(kling_expand.TaskFuture) - public(TaskFuture) == of_the_loop
+    loop_internals = {"deadline_at", "record", "remove_done_callback"}
+    assert public(kling_expand.TaskFuture) - public(TaskFuture) == loop_internals
     assert public(kling_expand.ExpandResult) - public(ExpandResult) == set()
     assert public(kling_expand.ResultImage) - public(ResultImage) == set()

@@ -201,7 +201,7 @@ async def test_plain_and_watermarked_pictures_are_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task_format", ["object", "array"])
 @virtual_time
-async def test_the_price_is_known_before_and_after(task_format: str) -> None:
+async def test_estimated_and_billed_units_agree(task_format: str) -> None:
     """The local estimate, the billed units and the newer billing fields agree."""
     request = ExpandRequest(PHOTO, WIDER, n=3)
     assert request.units == 24

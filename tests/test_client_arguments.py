@@ -116,7 +116,7 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
 }
 WRONG_OPTIONS |= {each.name: NO_NUMBER for each in fields(Settings) if each.type is float}
 
-VERBS: list[Callable[..., Any]] = [
+METHODS: list[Callable[..., Any]] = [
     KlingClient.expand,
     KlingClient.expand_passes,
     KlingClient.resume_passes,
@@ -169,18 +169,18 @@ async def consumed(called: Any) -> None:
         await called
 
 
-CASES = [(verb, name) for verb in VERBS for name in arguments(verb, RequestFields)]
+CASES = [(method, name) for method in METHODS for name in arguments(method, RequestFields)]
 
 
-@pytest.mark.parametrize(("verb", "name"), CASES, ids=lambda each: getattr(each, "__name__", each))
+@pytest.mark.parametrize(("method", "name"), CASES, ids=lambda each: getattr(each, "__name__", each))
 @virtual_time
-async def test_a_wrong_argument_is_refused_by_name(verb: Callable[..., Any], name: str) -> None:
+async def test_a_wrong_argument_is_refused_by_name(method: Callable[..., Any], name: str) -> None:
     """Each method refuses every wrong value, and neither sends nor counts anything."""
     assert len(WRONG[name]) >= 5
     async with emulated() as (emulator, kling):
         for value in WRONG[name]:
             with pytest.raises((InvalidRequest, WebhookError)) as caught:
-                await consumed(verb(kling, **{name: value}, **required(verb, name)))
+                await consumed(method(kling, **{name: value}, **required(method, name)))
             aspect = name == "geometry" and isinstance(value, str)
             assert ("aspect" if aspect else name) in str(caught.value)
             assert len(str(caught.value)) < 300
@@ -190,12 +190,12 @@ async def test_a_wrong_argument_is_refused_by_name(verb: Callable[..., Any], nam
 
 def test_every_public_method_is_in_the_table() -> None:
     """A new method, argument or request field needs a row in the table."""
-    verbs = {
+    methods = {
         name
         for name, value in vars(KlingClient).items()
         if inspect.isfunction(value) and not name.startswith("_")
     }
-    assert verbs == {verb.__name__ for verb in VERBS}
+    assert methods == {method.__name__ for method in METHODS}
     assert {name for _, name in CASES} == set(WRONG)
 
 
@@ -212,7 +212,7 @@ def test_a_wrong_option_is_refused_by_name(name: str) -> None:
             assert "u:p@" not in str(caught.value)
 
 
-PARTS: list[tuple[Callable[..., Any], str, list[Any]]] = [
+CONSTRUCTORS: list[tuple[Callable[..., Any], str, list[Any]]] = [
     *((Ratios, side, [-1, 2.1, "0.5", None, float("nan")]) for side in ("up", "down", "left", "right")),
     *((Padding, side, [-1, 2.5, "20", None, True]) for side in ("up", "down", "left", "right")),
     (ToAspect, "aspect", ["wide", 0, None, True, (1, 2, 3)]),
@@ -249,34 +249,36 @@ PLAIN: dict[Callable[..., Any], dict[str, Any]] = {
 ANOTHER_WORD = {"aspect_ratio": "aspect", "area_multiplier": "area"}
 
 
-@pytest.mark.parametrize(("part", "name", "values"), PARTS, ids=lambda each: getattr(each, "__name__", None))
+@pytest.mark.parametrize(
+    ("constructor", "name", "values"), CONSTRUCTORS, ids=lambda each: getattr(each, "__name__", None)
+)
 def test_wrong_constructor_arguments_are_refused_by_name(
-    part: Callable[..., Any], name: str, values: list[Any]
+    constructor: Callable[..., Any], name: str, values: list[Any]
 ) -> None:
     """Geometries, slots, schedules and credentials check their arguments in the constructor."""
     for value in values:
         with pytest.raises((ConfigurationError, InvalidRequest)) as caught:
-            part(**PLAIN.get(part, {}) | {name: value})
+            constructor(**PLAIN.get(constructor, {}) | {name: value})
         assert ANOTHER_WORD.get(name, name) in str(caught.value)
 
 
 def test_every_constructor_argument_is_in_the_table() -> None:
     """A new argument of such a class needs a row in the table."""
-    for part in {part for part, _, _ in PARTS}:
-        names = {name for name in arguments(part) if name != "secrets"}
-        assert names == {name for each, name, _ in PARTS if each is part}
+    for constructor in {constructor for constructor, _, _ in CONSTRUCTORS}:
+        names = {name for name in arguments(constructor) if name != "secrets"}
+        assert names == {name for each, name, _ in CONSTRUCTORS if each is constructor}
 
 
 # ------------------------------------------------------------------ what is accepted, and names
 
 
-@pytest.mark.parametrize("verb", ["expand", "submit", "create"])
+@pytest.mark.parametrize("method", ["expand", "submit", "create"])
 @virtual_time
-async def test_an_aspect_may_be_given_as_text(verb: str) -> None:
+async def test_an_aspect_may_be_given_as_text(method: str) -> None:
     """`"16:9"` is the same job as `ToAspect("16:9")`."""
     async with emulated(slots=20) as (emulator, kling):
         for geometry in ("16:9", ToAspect("16:9")):
-            await getattr(kling, verb)(PHOTO, geometry)
+            await getattr(kling, method)(PHOTO, geometry)
         one, two = (task.ratios for task in emulator.account.tasks.values())
         assert one == two
     assert ExpandRequest(PHOTO, "16:9").geometry == ToAspect("16:9")
@@ -310,9 +312,9 @@ async def test_the_nearest_field_is_suggested(name: str, nearest: str) -> None:
     """The message suggests a field of a request or an argument of the method."""
     async with emulated() as (emulator, kling):
         wrong: dict[str, Any] = {name: "x"}
-        for verb in (kling.submit, kling.create, kling.expand):
+        for method in (kling.submit, kling.create, kling.expand):
             with pytest.raises(InvalidRequest, match=f"{name}: no such argument: 'x'") as caught:
-                await consumed(verb(PHOTO, WIDER, **wrong))
+                await consumed(method(PHOTO, WIDER, **wrong))
             assert nearest in str(caught.value)
         assert emulator.account.requests == {}
 

@@ -42,7 +42,7 @@ LAYERS = (
     {"_portal", "blocking", "contrib", "fleet", "testing"},
     {"cli", "__main__"},
 )
-WITHIN = {"_portal", "__main__"}  # may be imported from their own layer
+SAME_LAYER = {"_portal", "__main__"}  # may be imported from their own layer
 
 # The only places that import these packages. The emulator is a separate program and does not count.
 IO_LIBRARIES = {
@@ -128,7 +128,7 @@ def graph() -> dict[str, set[str]]:
 def test_imports_point_down(name: str) -> None:
     """A module or folder imports only from the layers below its own."""
     level = next(number for number, layer in enumerate(LAYERS) if name in layer)
-    allowed = set().union(*LAYERS[:level]) | (WITHIN & LAYERS[level])
+    allowed = set().union(*LAYERS[:level]) | (SAME_LAYER & LAYERS[level])
     allowed |= {"__init__", "cli"} if name in LAYERS[-1] else set()
     allowed |= {"emulator"} if name in {"cli", "testing"} else set()
     assert graph()[name] - allowed == set()
@@ -274,7 +274,7 @@ print(json.dumps(outcome))
 """
 
 
-def test_every_module_imports_alone() -> None:
+def test_every_module_can_be_imported_first() -> None:
     """Every module can be imported first and without a warning, if its extras are installed."""
     names = [dotted(path) for path in FILES]
     process = subprocess.run(
@@ -356,9 +356,9 @@ def test_the_pytest_fixtures_name_one_extra_for_all_they_need() -> None:
 
 def test_importing_the_package_loads_no_framework() -> None:
     """`import kling_expand` loads no server, no imaging library, no command line and no test tool."""
-    heavy = ["aiohttp.web", "numpy", "PIL", "click", "rich", "pytest", "sqlite3", "starlette", "fastapi"]
-    heavy += ["kling_expand.emulator", "kling_expand.testing", "kling_expand.cli"]
-    code = f"import sys, kling_expand; print([name for name in {heavy} if name in sys.modules])"
+    frameworks = ["aiohttp.web", "numpy", "PIL", "click", "rich", "pytest", "sqlite3", "starlette", "fastapi"]
+    frameworks += ["kling_expand.emulator", "kling_expand.testing", "kling_expand.cli"]
+    code = f"import sys, kling_expand; print([name for name in {frameworks} if name in sys.modules])"
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
@@ -460,10 +460,12 @@ def test_every_argument_is_described(module: str) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("verb", [KlingClient.expand, KlingClient.submit, KlingClient.create, ExpandRequest])
-def test_help_lists_every_field_of_a_request(verb: Callable[..., object]) -> None:
+@pytest.mark.parametrize(
+    "function", [KlingClient.expand, KlingClient.submit, KlingClient.create, ExpandRequest]
+)
+def test_help_lists_every_field_of_a_request(function: Callable[..., object]) -> None:
     """`help(KlingClient.expand)` describes each field of a request."""
-    text = inspect.getdoc(verb) or ""
+    text = inspect.getdoc(function) or ""
     for each in attrs.fields(ExpandRequest):
         assert re.search(rf"^    {each.name}: \S.{{20,}}", text, re.MULTILINE), each.name
     assert "Raises:" in text
@@ -487,10 +489,12 @@ def test_functions_are_short(path: Path) -> None:
     """No function has more than 50 lines or more than five positional parameters."""
     for node in functions(path):
         lines = (node.end_lineno or 0) - node.lineno + 1
-        places = [each for each in node.args.posonlyargs + node.args.args if each.arg not in {"self", "cls"}]
+        positional = [
+            each for each in node.args.posonlyargs + node.args.args if each.arg not in {"self", "cls"}
+        ]
         assert lines <= 50, f"{node.name} has {lines} lines"
         reasoned = "noqa: PLR0917 " in path.read_text().splitlines()[node.lineno - 1]
-        assert len(places) <= 5 or reasoned, f"{node.name} has {len(places)} positional parameters"
+        assert len(positional) <= 5 or reasoned, f"{node.name} has {len(positional)} positional parameters"
 
 
 def test_the_median_function_is_a_few_lines() -> None:

@@ -533,11 +533,11 @@ def test_only_the_number_zero_is_success(code: Any) -> None:
     assert caught.value.code is None
 
 
-STRANGE = [b"", b"null", b"[]", b'"x"', b"<html>Bad Gateway</html>", b'{"code":0', b"\xff\xfe", b"{}"]
-STRANGE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
+NO_ENVELOPE = [b"", b"null", b"[]", b'"x"', b"<html>Bad Gateway</html>", b'{"code":0', b"\xff\xfe", b"{}"]
+NO_ENVELOPE += [b'{"code":0}', b'{"data":{"task_id":"1","task_status":"x"}}']
 
 
-@pytest.mark.parametrize("body", STRANGE)
+@pytest.mark.parametrize("body", NO_ENVELOPE)
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

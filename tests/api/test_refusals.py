@@ -255,7 +255,7 @@ async def test_a_wrong_clock_costs_one_request(off: float, code: int) -> None:
             assert emulator.account.refusals == {code: 1}
 
 
-class Stubborn(KeyPair):
+class LocalClockPair(KeyPair):
     """A key pair that makes new tokens only by its own clock."""
 
     def renew(self, refused: str, server_time: float | None = None) -> bool:
@@ -268,7 +268,7 @@ class Stubborn(KeyPair):
 async def test_a_clock_that_stays_wrong_is_an_error(off: float, code: int) -> None:
     """If the new token is refused too, the second refusal is raised."""
     keys = pair(clock=lambda: loop_clock() + off)
-    auth = Stubborn(keys["access_key"], keys["secret_key"], clock=keys["clock"])
+    auth = LocalClockPair(keys["access_key"], keys["secret_key"], clock=keys["clock"])
     async with emulated({"auth": auth}) as (emulator, kling):
         with pytest.raises(TokenExpired) as caught:
             await kling.list()

@@ -105,7 +105,9 @@ async def test_an_argument_beats_the_environment(environ: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("no_proxy", ["127.0.0.1", "*", "example.com, 127.0.0.1", "{port}"])
 @virtual_time
-async def test_no_proxy_is_obeyed(no_proxy: str, environ: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_the_no_proxy_variable_is_obeyed(
+    no_proxy: str, environ: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A host in `NO_PROXY` is reached directly, for calls and for downloads."""
     async with Emulator(engine="flat", clock=loop_clock) as emulator, http_proxy() as proxy:
         environ.setenv("HTTP_PROXY", proxy.url)

@@ -242,13 +242,13 @@ async def test_a_save_function_is_called_before_the_job_is_sent() -> None:
     """The function is called before the job is sent, so no job with an invalid target is paid for."""
     service = Service()
 
-    def place(request: ExpandRequest) -> Any:
+    def target(request: ExpandRequest) -> Any:
         if request.prompt == "1":
             raise ValueError("no place")
-        places: dict[str, Any] = {"3": "out/{size}.png", "4": None}
-        return places.get(str(request.prompt), f"out/{request.prompt}")
+        targets: dict[str, Any] = {"3": "out/{size}.png", "4": None}
+        return targets.get(str(request.prompt), f"out/{request.prompt}")
 
-    outcomes = [outcome async for outcome in bulk(service, save_to=place).run(numbered(5))]
+    outcomes = [outcome async for outcome in bulk(service, save_to=target).run(numbered(5))]
     by_index = {outcome.index: outcome for outcome in outcomes}
     assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/1.png"),)]
     assert "save_to must return a path, got ValueError: no place" in str(by_index[1].error)

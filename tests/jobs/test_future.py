@@ -52,7 +52,7 @@ SNAPSHOTS = st.sampled_from([SUCCEED, FAILED, *OPEN_SNAPSHOTS]).flatmap(
 )
 
 
-async def soon(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
+async def start_waiting(awaitable: Awaitable[Any]) -> asyncio.Future[Any]:
     """Return an asyncio task that has begun to wait for *awaitable*."""
     begun = asyncio.ensure_future(awaitable)
     await asyncio.sleep(0)
@@ -73,14 +73,14 @@ async def outcome(future: TaskFuture) -> ExpandResult:
 
 
 @given(SNAPSHOTS, st.randoms(use_true_random=False))
-def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], chance: Any) -> None:
+def test_any_order_of_snapshots_ends_in_the_same_state(snapshots: list[Task], rng: Any) -> None:
     """Whatever the order of the snapshots, the newest is kept and the status never goes back."""
 
     async def check() -> None:
         future = TaskFuture("dog")
         steps = []
         end = snapshots[-1]
-        chance.shuffle(snapshots)
+        rng.shuffle(snapshots)
         for task in snapshots:
             known = future.task
             if future.record.deliver(task):
@@ -138,7 +138,7 @@ async def test_a_known_outcome_never_changes() -> None:
 async def test_an_undocumented_status_ends_no_wait() -> None:
     """An undocumented status does not end a wait."""
     future = TaskFuture("dog")
-    waiting = await soon(outcome(future))
+    waiting = await start_waiting(outcome(future))
     future.record.deliver(UNDOCUMENTED)
     await asyncio.sleep(1)
     assert not waiting.done()
@@ -157,8 +157,8 @@ def test_cancelling_one_wait_affects_no_other(victim: int, snapshots: list[Task]
         future = TaskFuture("dog")
         called: list[TaskFuture] = []
         future.add_done_callback(called.append)
-        waiting = [await soon(outcome(future)) for _ in range(5)]
-        waiting += [await soon(read(future)) for _ in range(5)]
+        waiting = [await start_waiting(outcome(future)) for _ in range(5)]
+        waiting += [await start_waiting(read(future)) for _ in range(5)]
         waiting[victim].cancel()
         for task in [*snapshots, SUCCEED]:
             future.record.deliver(task)
@@ -183,7 +183,7 @@ def test_cancelling_one_wait_affects_no_other(victim: int, snapshots: list[Task]
 async def test_a_future_can_be_awaited_again() -> None:
     """A future can be awaited any number of times, before and after its end."""
     future = TaskFuture("dog")
-    early = await soon(outcome(future))
+    early = await start_waiting(outcome(future))
     future.record.deliver(SUCCEED)
     assert await early == await future == await future
     assert await read(future) == await read(future) == [SUCCEED]
@@ -212,7 +212,7 @@ def with_first_snapshot(future: TaskFuture) -> TaskFuture:
 async def test_a_fast_reader_sees_every_snapshot() -> None:
     """A fast reader sees each snapshot once and in order, and the iteration ends with the task."""
     future = TaskFuture("dog")
-    reading = await soon(read(future))
+    reading = await start_waiting(read(future))
     for task in (SUBMITTED, SUBMITTED, PROCESSING, FAILED):
         future.record.deliver(task)
         await asyncio.sleep(1)
@@ -348,7 +348,7 @@ async def test_save_is_passed_to_the_client(tmp_path: Path) -> None:
 async def test_accepted_returns_at_the_first_snapshot() -> None:
     """`accepted` returns at the first snapshot and does not wait for the end."""
     future = TaskFuture("dog")
-    waiting = await soon(future.accepted())
+    waiting = await start_waiting(future.accepted())
     assert not waiting.done()
     future.record.deliver(SUBMITTED)
     assert await waiting == await future.accepted() == SUBMITTED
@@ -360,7 +360,7 @@ async def test_accepted_returns_at_the_first_snapshot() -> None:
 async def test_accepted_raises_if_there_is_no_task() -> None:
     """`accepted` raises the failure if there is no task, and returns the task otherwise."""
     future = TaskFuture("dog")
-    waiting = await soon(future.accepted())
+    waiting = await start_waiting(future.accepted())
     future.record.fail(SubmissionUnknown("no answer came"))
     for each in (waiting, future.accepted()):
         with pytest.raises(SubmissionUnknown) as caught:
@@ -388,7 +388,7 @@ async def test_wait_waits_at_most_its_timeout() -> None:
     assert await future.wait(timeout=7) is False
     assert loop.time() == pytest.approx(7)
     assert await future.wait(timeout=0) is False
-    waiting = await soon(future.wait())
+    waiting = await start_waiting(future.wait())
     future.record.deliver(PROCESSING)
     await asyncio.sleep(1)
     assert not waiting.done()
@@ -422,7 +422,7 @@ async def test_a_future_can_be_awaited_after_a_deadline(way: int) -> None:
     assert caught.value.external_task_id == "dog"
     assert not future.done()
     assert future.error is None
-    again = await soon(outcome(future))
+    again = await start_waiting(outcome(future))
     await asyncio.sleep(1000)
     assert not again.done()
     future.record.deliver(SUCCEED)
@@ -433,7 +433,7 @@ async def test_a_future_can_be_awaited_after_a_deadline(way: int) -> None:
 async def test_a_snapshot_at_the_deadline_counts() -> None:
     """A result that arrives at the deadline is returned."""
     future = TaskFuture("dog", deadline_at=10.0)
-    waiting = await soon(outcome(future))
+    waiting = await start_waiting(outcome(future))
     asyncio.get_running_loop().call_at(10.0, future.record.deliver, SUCCEED)
     assert (await waiting).task == SUCCEED
 
@@ -562,7 +562,7 @@ async def test_cancelling_one_of_two_submissions_keeps_the_job() -> None:
     called: list[TaskFuture] = []
     first.add_done_callback(called.append)
     second.add_done_callback(called.append)
-    waiting = await soon(outcome(first))
+    waiting = await start_waiting(outcome(first))
     assert first.cancel() is True
     assert job.cancelled == 0
     with pytest.raises(NotSubmitted):
@@ -582,7 +582,7 @@ async def test_a_cancelled_wait_logs_the_running_task(way: int, caplog: pytest.L
     future = TaskFuture("dog")
     future.record.deliver(PROCESSING)
     waits = [outcome(future), read(future), future.wait(), future.wait(timeout=50)]
-    waiting = await soon(waits[way])
+    waiting = await start_waiting(waits[way])
     for each in waits:
         if each is not waits[way]:
             each.close()
@@ -600,7 +600,7 @@ async def test_a_cancelled_wait_logs_the_running_task(way: int, caplog: pytest.L
 async def test_a_wait_that_times_out_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A deadline, a `timeout` and a cancellation before the create log no task that continues."""
     future = TaskFuture(TaskRecord("dog", job=FakeJob()), deadline_at=5.0)
-    waiting = await soon(future.wait())
+    waiting = await start_waiting(future.wait())
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await waiting
@@ -695,7 +695,7 @@ async def test_a_shielded_future_outlives_its_caller() -> None:
     """Cancelling a shielded wait does not affect the inner wait, as with a future of asyncio."""
     future = TaskFuture("dog")
     inner = asyncio.ensure_future(outcome(future))
-    outer = await soon(asyncio.shield(inner))
+    outer = await start_waiting(asyncio.shield(inner))
     outer.cancel()
     future.record.deliver(SUCCEED)
     assert (await inner).task == SUCCEED
@@ -746,7 +746,7 @@ async def test_an_iterator_yields_queued_once() -> None:
     """While a job waits for slots, `queued` is yielded once, without a task id, before the snapshots."""
     job = FakeJob()
     future = TaskFuture(TaskRecord("dog", job=job))
-    reading = await soon(read(future))
+    reading = await start_waiting(read(future))
     job.queued = True
     future.record.wake()
     await asyncio.sleep(1)

@@ -192,8 +192,8 @@ def test_the_target_latency_must_be_positive(latency: float) -> None:
 
 def drawn(seed: int, count: int, median: float, sigma: float) -> list[float]:
     """Return durations from a log-normal distribution, which resembles real ones."""
-    chance = Random(seed)
-    return [median * exp(chance.gauss(0, sigma)) for _ in range(count)]
+    rng = Random(seed)
+    return [median * exp(rng.gauss(0, sigma)) for _ in range(count)]
 
 
 def measured(schedule: PollSchedule, tasks: list[float]) -> tuple[float, float]:
@@ -280,7 +280,7 @@ def test_a_poll_of_more_tasks_is_due_sooner(seed: int, together: list[float], pr
 
 def test_a_poll_is_due_when_the_latency_equals_its_price() -> None:
     """In a simulation, the summed latency of ended tasks at the poll equals the price on average."""
-    schedule, chance = AdaptiveSchedule(), Random(2)
+    schedule, rng = AdaptiveSchedule(), Random(2)
     history = drawn(3, 256, 12, 0.35)
     for duration in history:
         schedule.learn(duration)
@@ -289,7 +289,7 @@ def test_a_poll_is_due_when_the_latency_equals_its_price() -> None:
     waited = 0.0
     for _ in range(2000):
         for age in ages:
-            end = chance.choice([each for each in history if each > age])
+            end = rng.choice([each for each in history if each > age])
             waited += max(0.0, age + wait - end) / 2000
     assert waited == pytest.approx(5 * schedule._price, rel=0.25)
 
@@ -302,13 +302,13 @@ def test_tasks_that_start_together_do_not_bias_the_model() -> None:
         schedule.learn(duration)
     running = [tasks[20]] * 80
     schedule.wait(running)
-    alone = AdaptiveSchedule()
+    biased = AdaptiveSchedule()
     for duration in tasks[:20]:
-        alone.learn(duration)
-    alone.wait([0.0])
+        biased.learn(duration)
+    biased.wait([0.0])
     assert schedule._model is not None
-    assert alone._model is not None
-    assert alone._model.at(tasks[20])[0] > 0.8
+    assert biased._model is not None
+    assert biased._model.at(tasks[20])[0] > 0.8
     assert schedule._model.at(tasks[20])[0] == pytest.approx(0.2, abs=0.05)
 
 

@@ -35,21 +35,21 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
     """Whatever is acquired, held or cancelled, the sum stays within the capacity and returns to zero."""
 
     async def main() -> None:
-        places, most = WeightedSemaphore(9), 0
+        semaphore, most = WeightedSemaphore(9), 0
 
         async def hold(n: int, priority: int, seconds: float, give_up_after: float | None) -> None:
             nonlocal most
             with suppress(TimeoutError):
                 async with asyncio.timeout(give_up_after):
-                    await places.acquire(n, priority=priority)
+                    await semaphore.acquire(n, priority=priority)
                     try:
-                        most = max(most, places.held)
+                        most = max(most, semaphore.held)
                         await asyncio.sleep(seconds)
                     finally:
-                        places.release(n)
+                        semaphore.release(n)
 
         await asyncio.gather(*(hold(*job) for job in jobs))
-        assert places.held == 0
+        assert semaphore.held == 0
         assert most <= 9
 
     run(main())
@@ -58,13 +58,13 @@ def test_the_capacity_is_kept_and_every_waiter_is_served(
 @virtual_time
 async def test_a_waiter_for_many_slots_is_not_starved() -> None:
     """A task of nine pictures gets its turn although tasks of one picture keep arriving."""
-    places, served = WeightedSemaphore(9), []
+    semaphore, served = WeightedSemaphore(9), []
 
     async def hold(n: int) -> None:
-        await places.acquire(n)
+        await semaphore.acquire(n)
         served.append(n)
         await asyncio.sleep(1)
-        places.release(n)
+        semaphore.release(n)
 
     tasks = [asyncio.create_task(hold(n)) for n in (1, 9, 1, 1, 1)]
     await asyncio.gather(*tasks)
@@ -93,13 +93,13 @@ async def test_the_last_end_lets_a_larger_task_try_at_once() -> None:
 @virtual_time
 async def test_waiters_are_served_by_priority_then_retries_then_arrival() -> None:
     """Waiters are served by priority, then retries first, then in order of arrival."""
-    places, served = WeightedSemaphore(1), []
+    semaphore, served = WeightedSemaphore(1), []
 
     async def hold(name: str, priority: int, *, first: bool = False) -> None:
-        await places.acquire(1, priority=priority, first=first)
+        await semaphore.acquire(1, priority=priority, first=first)
         served.append(name)
         await asyncio.sleep(1)
-        places.release(1)
+        semaphore.release(1)
 
     await asyncio.gather(
         hold("holder", 0), hold("low", 0), hold("again", 0, first=True), hold("high", 1), hold("later", 0)
@@ -110,13 +110,13 @@ async def test_waiters_are_served_by_priority_then_retries_then_arrival() -> Non
 @virtual_time
 async def test_flows_take_turns() -> None:
     """A flow with many queued jobs does not block a flow that starts later."""
-    places, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
+    semaphore, served, long, short = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow) -> None:
-        await places.acquire(1, flow)
+        await semaphore.acquire(1, flow)
         served.append(name)
         await asyncio.sleep(1)
-        places.release(1)
+        semaphore.release(1)
 
     jobs = [hold("long", long) for _ in range(50)] + [hold("short", short) for _ in range(5)]
     await asyncio.gather(*jobs)
@@ -127,22 +127,22 @@ async def test_flows_take_turns() -> None:
 @virtual_time
 async def test_cancelled_waiters_cost_their_flow_no_turn() -> None:
     """A flow with 300 cancelled waiters still gets every second turn for its other jobs."""
-    places, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
+    semaphore, served, tired, other = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow, give_up_after: float | None = None) -> None:
         async with asyncio.timeout(give_up_after):
-            await places.acquire(1, flow)
+            await semaphore.acquire(1, flow)
         served.append(name)
         await asyncio.sleep(1)
-        places.release(1)
+        semaphore.release(1)
 
-    await places.acquire(1)
+    await semaphore.acquire(1)
     late = [hold("late", tired, 5) for _ in range(300)]
     waiting = asyncio.gather(*late, *(hold("tired", tired) for _ in range(10)), return_exceptions=True)
     await asyncio.sleep(6)
     others = asyncio.gather(*(hold("other", other) for _ in range(50)))
     await asyncio.sleep(1)
-    places.release(1)
+    semaphore.release(1)
     await asyncio.gather(waiting, others)
     assert served[:20].count("tired") == 10
 
@@ -150,13 +150,13 @@ async def test_cancelled_waiters_cost_their_flow_no_turn() -> None:
 @virtual_time
 async def test_an_idle_flow_earns_no_extra_turns() -> None:
     """A flow that was idle while another was served gets alternate turns, and no more."""
-    places, served, busy, idle = WeightedSemaphore(1), [], Flow(), Flow()
+    semaphore, served, busy, idle = WeightedSemaphore(1), [], Flow(), Flow()
 
     async def hold(name: str, flow: Flow) -> None:
-        await places.acquire(1, flow)
+        await semaphore.acquire(1, flow)
         served.append(name)
         await asyncio.sleep(1)
-        places.release(1)
+        semaphore.release(1)
 
     jobs = [asyncio.create_task(hold("busy", busy)) for _ in range(130)]
     await asyncio.sleep(100.5)

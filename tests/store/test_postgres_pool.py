@@ -52,7 +52,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("dsn", [*MALFORMED, f"postgresql://user:{SECRET}@127.0.0.1:1/x"])
-async def test_no_error_holds_a_password(dsn: str) -> None:
+async def test_no_error_contains_a_password(dsn: str) -> None:
     """An error about a DSN or a missing server contains no part of the password."""
     with pytest.raises(JournalError, match=r"DSN must be|cannot be reached") as caught:
         await ConnectionPool(dsn, retry_timeout=0).__aenter__()

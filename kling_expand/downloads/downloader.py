@@ -39,9 +39,9 @@ from kling_expand.models import Image, Status, Task
 from .files import (
     DEFAULTS,
     FORMATS,
+    Destination,
     OutputPaths,
     PartialFile,
-    Place,
     RetryLater,
     SaveOptions,
     all_ended,
@@ -61,7 +61,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 416, 425, 429})  # statuses below 500 that are retried
 _EXPIRED = frozenset({401, 403, 404, 410})
 STALE_PAUSES = (1.0, 2.0, 4.0)  # seconds before the task is read again after an out-of-date response
-AGAIN = "submit the job again with fresh=True; it is billed again"
+RESUBMIT_ADVICE = "submit the job again with fresh=True; it is billed again"
 _HEADERS = frozenset({"host", "accept", "accept-encoding", "user-agent", "range", "if-range", "connection"})
 _URL_CHARACTERS = re.compile(r"[!-~]+")
 
@@ -134,7 +134,7 @@ class Downloads:
             ClientClosed: if the session was closed in the meantime.
             KlingError: if *refresh* fails. Like the other errors, it has the ids of the task.
         """
-        with _naming(task):
+        with _with_task_ids(task):
             task = _succeeded(task)
             paths = output_paths(task, target, options)
             if options.format is not None:
@@ -159,7 +159,7 @@ class Downloads:
 
         part = SpooledPicture()
         try:
-            with _naming(task):
+            with _with_task_ids(task):
                 urls = ResultUrls(_succeeded(task), self._refresh)
                 await part.in_thread(part.create)
                 try:
@@ -178,11 +178,13 @@ class Downloads:
         names = paths.path(0, "")
         owner = self._names.setdefault(names, task.task_id)
         try:
-            tagged = not options.overwrite and (owner != task.task_id or await asyncio.to_thread(paths.taken))
+            tagged = not options.overwrite and (
+                owner != task.task_id or await asyncio.to_thread(paths.is_taken)
+            )
             urls = ResultUrls(task, self._refresh)
             files = urls.files(watermark=options.watermark)
-            place = Place(paths, tagged, options.overwrite)
-            jobs = [self._save_file(urls, file, place, options) for file in files]
+            destination = Destination(paths, tagged, options.overwrite)
+            jobs = [self._save_file(urls, file, destination, options) for file in files]
             saved = await all_ended(*jobs)
         finally:
             if owner == task.task_id:
@@ -190,7 +192,7 @@ class Downloads:
         return tuple(saved[: len(task.images)])
 
     async def _save_file(
-        self, urls: "ResultUrls", file: "ResultFile", place: Place, options: SaveOptions
+        self, urls: "ResultUrls", file: "ResultFile", destination: Destination, options: SaveOptions
     ) -> Path:
         async def download(part: PartialFile) -> None:
             await self._download(part, urls, file)
@@ -200,7 +202,7 @@ class Downloads:
                 await part.in_thread(_convert, part, options)
 
         async with self._open_files:
-            return await publish(place, file.position, download, watermark=file.watermark)
+            return await publish(destination, file.position, download, watermark=file.watermark)
 
     async def _download(self, part: PartialFile, urls: "ResultUrls", file: "ResultFile") -> None:
         limit = asyncio.timeout(self._settings.download_timeout)
@@ -232,11 +234,11 @@ class Downloads:
                 if refreshed:
                     raise refusal.final() from None
                 self._report(urls.task, f"the server refused the URL with HTTP {refusal.status}", tries, 0.0)
-                url, refreshed = await urls.refreshed(file), True
+                url, refreshed = await urls.refresh(file), True
             except RetryLater as failure:
                 if _is_refusal(failure.__cause__) and not unreached:
                     unreached = True
-                    known, url = url, await urls.renewed(file)
+                    known, url = url, await urls.try_refresh(file)
                     if url != known:
                         self._report(urls.task, str(failure), tries, 0.0)
                         continue
@@ -254,10 +256,10 @@ class Downloads:
 
     async def _attempt(self, url: URL, part: PartialFile) -> None:
         try:
-            async with await self._get(url, part.headers()) as answer:
-                _check_status(answer)
-                await part.start(answer.status, answer.headers, answer.content_length)
-                await self._receive(answer, part)
+            async with await self._get(url, part.headers()) as response:
+                _check_status(response)
+                await part.start(response.status, response.headers, response.content_length)
+                await self._receive(response, part)
         except aiohttp.ClientConnectorCertificateError as error:
             raise DownloadError(
                 f"the certificate of {error.host} is not trusted: {error.certificate_error}"
@@ -275,7 +277,7 @@ class Downloads:
         for _ in range(MAX_REDIRECTS + 1):
             if self._http.closed:
                 raise ClientClosed("the session was closed before every result was saved")
-            answer = await self._http.get(
+            response = await self._http.get(
                 url,
                 headers=headers,
                 allow_redirects=False,
@@ -285,18 +287,18 @@ class Downloads:
                 raise_for_status=False,
                 auto_decompress=True,
             )
-            if answer.status not in _REDIRECTS:
-                return answer
-            answer.close()
-            location = answer.headers.get("Location")
+            if response.status not in _REDIRECTS:
+                return response
+            response.close()
+            location = response.headers.get("Location")
             if not location:
                 raise RetryLater("the server sent a redirect without a Location")
             url = redirect_url(url, location)
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _receive(self, answer: aiohttp.ClientResponse, part: PartialFile) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, part: PartialFile) -> None:
         _check_size(part.total or 0)
-        async for chunk in answer.content.iter_any():
+        async for chunk in response.content.iter_any():
             part.write(chunk)
             _check_size(part.size)
             if part.buffered >= FLUSH_BYTES:
@@ -304,7 +306,7 @@ class Downloads:
 
 
 @contextmanager
-def _naming(task: Task) -> Iterator[None]:
+def _with_task_ids(task: Task) -> Iterator[None]:
     """Add the ids of *task* to the errors that are raised within the block."""
     try:
         yield
@@ -345,7 +347,7 @@ class _UrlRefused(Exception):
 
     def final(self) -> DownloadError:
         kind = ResultExpired if self.status in _EXPIRED else DownloadError
-        advice = f"; {AGAIN}" if kind is ResultExpired else ""
+        advice = f"; {RESUBMIT_ADVICE}" if kind is ResultExpired else ""
         return kind(f"the server refuses the picture with HTTP {self.status}, even with a fresh URL{advice}")
 
 
@@ -366,14 +368,14 @@ def _is_refusal(cause: BaseException | None) -> bool:
     return isinstance(cause, aiohttp.ClientConnectorError) and not unknown
 
 
-def _check_status(answer: aiohttp.ClientResponse) -> None:
+def _check_status(response: aiohttp.ClientResponse) -> None:
     """Raise `_UrlRefused` for a permanent refusal, and `RetryLater` for any other error status."""
-    if answer.status in {200, 206}:
+    if response.status in {200, 206}:
         return
-    if 400 <= answer.status < 500 and answer.status not in _TRANSIENT:
-        raise _UrlRefused(answer.status)
-    wait = Response(answer.status, answer.headers, b"").retry_after
-    raise RetryLater(f"the server responded with HTTP {answer.status}", wait or 0.0)
+    if 400 <= response.status < 500 and response.status not in _TRANSIENT:
+        raise _UrlRefused(response.status)
+    wait = Response(response.status, response.headers, b"").retry_after
+    raise RetryLater(f"the server responded with HTTP {response.status}", wait or 0.0)
 
 
 def _check_size(size: int) -> None:
@@ -412,7 +414,7 @@ class ResultFile:
         image = images[self.position] if self.position < len(images) else None
         url = image and (image.watermark_url if self.watermark else image.url)
         if not url:
-            raise ResultExpired(f"the service no longer lists the image; {AGAIN}")
+            raise ResultExpired(f"the service no longer lists the image; {RESUBMIT_ADVICE}")
         return url
 
 
@@ -440,7 +442,7 @@ class ResultUrls:
         """
         return file.url(self.task)
 
-    async def refreshed(self, file: ResultFile) -> str:
+    async def refresh(self, file: ResultFile) -> str:
         """Return a fresh URL from the service.
 
         Raises:
@@ -453,7 +455,7 @@ class ResultUrls:
                 try:
                     self._fresh = await self._read()
                 except (TaskNotFound, NotFound) as error:
-                    raise ResultExpired(f"the service no longer has the task; {AGAIN}") from error
+                    raise ResultExpired(f"the service no longer has the task; {RESUBMIT_ADVICE}") from error
         return file.url(self._fresh)
 
     async def _read(self) -> Task:
@@ -467,10 +469,10 @@ class ResultUrls:
             raise DownloadError("the service returns the task as it was before its end; save it again later")
         return task
 
-    async def renewed(self, file: ResultFile) -> str:
+    async def try_refresh(self, file: ResultFile) -> str:
         """Return a fresh URL from the service, or the original one if there is none."""
         with suppress(KlingError):
-            return await self.refreshed(file)
+            return await self.refresh(file)
         return self.url(file)
 
 

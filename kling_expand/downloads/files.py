@@ -189,7 +189,7 @@ class OutputPaths:
         paths = self.candidates(position, watermark=watermark)
         return next((path for path in paths if has_mark(path, mark)), None)
 
-    def located(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    def locate(self, files: tuple[Path, ...]) -> tuple[Path, ...]:
         """Return *files* as paths of this task, or ``()`` if a save would use other paths."""
         found = tuple(
             path
@@ -199,7 +199,7 @@ class OutputPaths:
         )
         return found if len(found) == len(files) else ()
 
-    def taken(self) -> bool:
+    def is_taken(self) -> bool:
         """Return whether any of the names, in any format, is taken by a file that is not this task's."""
         for position in range(len(self.numbers)):
             for watermark in (False, True):
@@ -210,7 +210,7 @@ class OutputPaths:
         return False
 
 
-class Place(NamedTuple):
+class Destination(NamedTuple):
     """The names for the pictures of one task.
 
     With `tagged`, each name contains the task's id. With `overwrite`, existing files are replaced.
@@ -483,23 +483,23 @@ class PartialFile:
         self._batch, self.ext = [content], ext
         self.flush()
 
-    def commit(self, place: "Place", position: int, *, watermark: bool = False) -> Path:
+    def commit(self, destination: "Destination", position: int, *, watermark: bool = False) -> Path:
         """Move the file durably to its final path, and return that path.
 
         Raises:
             InvalidRequest: if the path has the suffix of another format.
         """
-        paths = place.paths
+        paths = destination.paths
         mark = paths.mark(position, watermark=watermark)
-        first = paths.path(position, self.ext, watermark=watermark, tagged=place.tagged)
+        first = paths.path(position, self.ext, watermark=watermark, tagged=destination.tagged)
         last = paths.path(position, self.ext, watermark=watermark, tagged=True)
         check_suffix(first, self.ext)
         self._set_mark(mark)
         os.fsync(self._file.fileno())
         if fcntl is None:  # Windows cannot move an open file
             self._file.close()
-        names = [first] if place.overwrite else [first, last]
-        free = (path for path in names if not place.overwrite and self._rename(path, mark))
+        names = [first] if destination.overwrite else [first, last]
+        free = (path for path in names if not destination.overwrite and self._rename(path, mark))
         path = next(free, None)
         if path is None:
             path = names[-1]
@@ -610,7 +610,7 @@ async def all_ended(*jobs: Awaitable[T]) -> list[T]:
 
 
 async def publish(
-    place: Place,
+    destination: Destination,
     position: int,
     write: Callable[[PartialFile], Awaitable[None]],
     *,
@@ -620,22 +620,22 @@ async def publish(
 
     The new file gets its final name only after *write* has returned, and is removed if *write* fails.
     """
-    part = PartialFile(place.paths.folder(position))
+    part = PartialFile(destination.paths.folder(position))
     try:
-        saved = await part.in_thread(_find_saved, place, position, watermark=watermark)
+        saved = await part.in_thread(_find_saved, destination, position, watermark=watermark)
         if saved is not None:
             return saved
         await part.in_thread(part.create)
         await write(part)
-        return await part.in_thread(part.commit, place, position, watermark=watermark)
+        return await part.in_thread(part.commit, destination, position, watermark=watermark)
     finally:
         await part.in_thread(part.discard)
 
 
-def _find_saved(place: Place, position: int, *, watermark: bool) -> Path | None:
+def _find_saved(destination: Destination, position: int, *, watermark: bool) -> Path | None:
     """Return the path of a picture from an earlier save, or None if there is none or it is replaced."""
-    remove_stale_parts(place.paths.folder(position).absolute())
-    return None if place.overwrite else place.paths.find_saved(position, watermark=watermark)
+    remove_stale_parts(destination.paths.folder(position).absolute())
+    return None if destination.overwrite else destination.paths.find_saved(position, watermark=watermark)
 
 
 def rename(part: Path, target: Path) -> bool:

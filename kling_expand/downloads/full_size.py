@@ -14,8 +14,8 @@ from attrs import evolve
 from kling_expand.api.photo import load_photo
 from kling_expand.downloads.files import (
     FORMATS,
+    Destination,
     PartialFile,
-    Place,
     SaveOptions,
     all_ended,
     output_paths,
@@ -29,7 +29,7 @@ from kling_expand.pictures.full_size import CompositeJob, make, usual_format
 if TYPE_CHECKING:
     from kling_expand.jobs.future import ExpandResult
 
-AT_ONCE = 2  # composites that one call makes at once; each holds the photo and its canvas in memory
+MAX_COMPOSITES = 2  # composites that one call makes at once; each holds the photo and its canvas in memory
 
 
 class _Scratch:
@@ -73,16 +73,16 @@ async def save_full_size(
         options = evolve(options, format=wanted, quality=quality)
         paths = output_paths(result.task, target, options).full_size()
         earlier, passes = await _passes(result, scratch)
-        tagged = not options.overwrite and await asyncio.to_thread(paths.taken)
-        place = Place(paths, tagged, options.overwrite)
-        limit = asyncio.Semaphore(AT_ONCE)
+        tagged = not options.overwrite and await asyncio.to_thread(paths.is_taken)
+        destination = Destination(paths, tagged, options.overwrite)
+        limit = asyncio.Semaphore(MAX_COMPOSITES)
 
-        async def one(position: int, picture: Path) -> Path:
+        async def save_composite(position: int, picture: Path) -> Path:
             job = CompositeJob(path, (*earlier, str(picture)), passes, "", str(wanted), quality)
             async with limit:
-                return await _save_one(job, place, position)
+                return await _save_picture(job, destination, position)
 
-        return tuple(await all_ended(*(one(*each) for each in enumerate(saved))))
+        return tuple(await all_ended(*(save_composite(*each) for each in enumerate(saved))))
 
 
 def _named_format(target: Any) -> str | None:
@@ -104,7 +104,7 @@ async def image_of(result: "ExpandResult", position: int, full_size: Any) -> Any
         limit = f"must be less than {len(result.images)}, the number of pictures"
         raise InvalidRequest("position", position, limit)
     if not full_size:
-        return await asyncio.to_thread(loaded, io.BytesIO(await result.images[position].read()))
+        return await asyncio.to_thread(load_image, io.BytesIO(await result.images[position].read()))
     with tempfile.TemporaryDirectory(prefix="kling-expand-", ignore_cleanup_errors=True) as folder:
         scratch = _Scratch(folder)
         photo = await _photo(result, full_size, scratch)
@@ -112,10 +112,10 @@ async def image_of(result: "ExpandResult", position: int, full_size: Any) -> Any
         picture = await scratch.write(await result.images[position].read())
         target = str(Path(folder) / "full.tiff")  # TIFF is lossless and fast to write
         await make(CompositeJob(photo, (*earlier, picture), passes, target, "tiff"))
-        return await asyncio.to_thread(loaded, target)
+        return await asyncio.to_thread(load_image, target)
 
 
-def loaded(file: str | io.BytesIO) -> Any:
+def load_image(file: str | io.BytesIO) -> Any:
     """Return the decoded image of a file."""
     from PIL import Image
 
@@ -124,12 +124,12 @@ def loaded(file: str | io.BytesIO) -> Any:
         return image
 
 
-async def _save_one(job: CompositeJob, place: Place, position: int) -> Path:
+async def _save_picture(job: CompositeJob, destination: Destination, position: int) -> Path:
     async def compose(part: PartialFile) -> None:
         part.ext = FORMATS[job.format]
         await make(evolve(job, target=str(part.path)))
 
-    return await publish(place, position, compose)
+    return await publish(destination, position, compose)
 
 
 async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:

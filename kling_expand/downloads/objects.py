@@ -85,9 +85,9 @@ def open_object(url: str) -> Any:
     scheme = url.partition("://")[0].lower()
     # fsspec's own file systems are first detected by name, because their classes may need a missing package.
     known: dict[str, Any] = import_module("fsspec.registry").known_implementations
-    own = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
-    own = own or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")
-    if "::" in url or (own and scheme != "memory"):
+    is_builtin = str(known.get(scheme, {}).get("class", "")).startswith("fsspec.")
+    is_builtin = is_builtin or fsspec.get_filesystem_class(scheme).__module__.startswith("fsspec.")
+    if "::" in url or (is_builtin and scheme != "memory"):
         given = repr(without_password(url))
         raise ValueError(f"a photo must be an object in a store, such as s3://bucket/photo.png, got {given}")
     return fsspec.open(url, "rb")

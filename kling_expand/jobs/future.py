@@ -287,7 +287,7 @@ class ExpandResult(Serializable):
 
         check(target=target)
         paths = output_paths(self.task, target, self._options())
-        return next(filter(None, map(paths.located, (self.files, *self._saves))), ())
+        return next(filter(None, map(paths.locate, (self.files, *self._saves))), ())
 
     def _options(self, **given: Any) -> "SaveOptions":
         from kling_expand.downloads.files import SaveOptions, source_folder  # imported here: many never save

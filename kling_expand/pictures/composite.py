@@ -101,7 +101,7 @@ def matched(scene: Scene) -> tuple[Pixels, int]:
         levels *= fade[..., None]
         levels += picture[y0:y1, x0:x1]
         picture[y0:y1, x0:x1] = np.rint(np.clip(levels, 0, 255, out=levels), out=levels)
-    _put_back(scene, picture, (left, top, right, bottom), inside)
+    _paste_photo(scene, picture, (left, top, right, bottom), inside)
     return picture, margin
 
 
@@ -137,7 +137,7 @@ def _pixels_inside(box: Box) -> Rectangle:
     return math.ceil(left - 0.5), math.ceil(top - 0.5), math.ceil(right - 0.5), math.ceil(bottom - 0.5)
 
 
-def _put_back(scene: Scene, picture: Pixels, box: Box, inside: Rectangle) -> None:
+def _paste_photo(scene: Scene, picture: Pixels, box: Box, inside: Rectangle) -> None:
     """Replace the pixels of the picture inside the box with those of the photo."""
     from PIL import Image
 
@@ -251,13 +251,13 @@ def _enlarger(scene: Scene) -> Enlarger:
     levels, margin = matched(scene)
     mode = scene.photo.mode
     if mode == "I;16":
-        grey = levels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        return Enlarger(scene, Image.fromarray(grey), margin, mode)
+        gray = levels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        return Enlarger(scene, Image.fromarray(gray), margin, mode)
     source = Image.fromarray(levels)
     return Enlarger(scene, source.convert("L") if mode in {"L", "LA"} else source, margin, mode)
 
 
-def _assembled(scene: Scene, enlarged: Enlarger, feather: int) -> Any:
+def _assembled(scene: Scene, enlarger: Enlarger, feather: int) -> Any:
     """Return the canvas, assembled from tiles of the enlarged picture and the photo in its box."""
     from PIL import Image
 
@@ -266,11 +266,11 @@ def _assembled(scene: Scene, enlarged: Enlarger, feather: int) -> Any:
     result = Image.new(scene.photo.mode, size, None)
     rectangles = _around(canvas.box, *size) if not feather else [(0, 0, *size)]
     for tile in (tile for rectangle in rectangles for tile in _tiles(rectangle)):
-        result.paste(enlarged(tile), tile[:2])
+        result.paste(enlarger(tile), tile[:2])
     result.paste(scene.photo, canvas.box[:2], _mask(scene, feather) if feather else None)
     if not feather:
         for band, line, axis in _seams(scene):
-            _join(result, enlarged, band, line, axis)
+            _join(result, enlarger, band, line, axis)
     return result
 
 
@@ -298,28 +298,28 @@ def _seams(scene: Scene) -> Iterator[tuple[Rectangle, Rectangle, int]]:
     """Yield each side's band outside the seam, the photo's outermost line, and the axis across the seam."""
     left, top, right, bottom = scene.canvas.box
     width, height = scene.canvas.width, scene.canvas.height
-    reach = min(32, 3 * math.ceil((right - left) / scene.small.width))
+    depth = min(32, 3 * math.ceil((right - left) / scene.small.width))
     if top > 0:
-        yield (left, max(0, top - reach), right, top), (left, top, right, top + 1), 0
+        yield (left, max(0, top - depth), right, top), (left, top, right, top + 1), 0
     if bottom < height:
-        yield (left, bottom, right, min(height, bottom + reach)), (left, bottom - 1, right, bottom), 0
+        yield (left, bottom, right, min(height, bottom + depth)), (left, bottom - 1, right, bottom), 0
     if left > 0:
-        yield (max(0, left - reach), top, left, bottom), (left, top, left + 1, bottom), 1
+        yield (max(0, left - depth), top, left, bottom), (left, top, left + 1, bottom), 1
     if right < width:
-        yield (right, top, min(width, right + reach), bottom), (right - 1, top, right, bottom), 1
+        yield (right, top, min(width, right + depth), bottom), (right - 1, top, right, bottom), 1
 
 
-def _join(result: Any, enlarged: Enlarger, band: Rectangle, line: Rectangle, axis: int) -> None:
+def _join(result: Any, enlarger: Enlarger, band: Rectangle, line: Rectangle, axis: int) -> None:
     """Continue the finest detail of the photo a few pixels beyond the seam, so that the seam is invisible."""
     from PIL import Image
 
     mode, limit = result.mode, 65535 if result.mode == "I;16" else 255
-    detail = np.asarray(result.crop(line), np.float32) - np.asarray(enlarged(line), np.float32)
+    detail = np.asarray(result.crop(line), np.float32) - np.asarray(enlarger(line), np.float32)
     levels = np.asarray(result.crop(band), np.float32)
-    away = np.arange(1, levels.shape[axis] + 1, dtype=np.float32)
+    distances = np.arange(1, levels.shape[axis] + 1, dtype=np.float32)
     if band[0] < line[0] or band[1] < line[1]:  # the band lies to the left or above
-        away = away[::-1]
-    weight = np.exp(-3 * away / len(away))
+        distances = distances[::-1]
+    weight = np.exp(-3 * distances / len(distances))
     weight = weight[:, None] if axis == 0 else weight[None, :]
     levels = levels + detail * (weight[..., None] if levels.ndim == 3 else weight)
     joined = np.clip(np.rint(levels), 0, limit).astype(np.uint16 if mode == "I;16" else np.uint8)

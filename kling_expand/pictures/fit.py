@@ -169,8 +169,8 @@ def open_picture(source: Any) -> Any:
 def _reworked(image: Any, turned: int, target: Path) -> Fitted:
     from PIL import ImageOps
 
-    was, profile = image.format, image.info.get("icc_profile")
-    frames = getattr(image, "n_frames", 1) if was in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
+    source_format, profile = image.format, image.info.get("icc_profile")
+    frames = getattr(image, "n_frames", 1) if source_format in {"GIF", "WEBP", "PNG", "TIFF", "AVIF"} else 1
     upright = ImageOps.exif_transpose(image)
     plain = _plain(upright)
     # A color profile is valid only for the channels that it was made for.
@@ -180,7 +180,7 @@ def _reworked(image: Any, turned: int, target: Path) -> Fitted:
     changes = [
         *([f"first of {frames} frames"] if frames > 1 else []),
         *(["rotated upright"] if turned != 1 else []),
-        *([f"{was} converted to {kind}"] if was != kind else [f"{kind} encoded again"]),
+        *([f"{source_format} converted to {kind}"] if source_format != kind else [f"{kind} encoded again"]),
         *([f"quality {quality}"] if quality else []),
         *([_scaled(plain, small)] if small.size != plain.size else []),
     ]

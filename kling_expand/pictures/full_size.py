@@ -66,14 +66,14 @@ async def make(job: CompositeJob) -> None:
     process = _Process()
     running = asyncio.ensure_future(asyncio.to_thread(process.run, command))
     try:
-        code, answer, trace = await asyncio.shield(running)
+        code, output, trace = await asyncio.shield(running)
     except asyncio.CancelledError:
         process.kill()
         await asyncio.wait([running])
         raise
     if code:
-        raise _error(job, answer, trace)
-    for warning in answer.splitlines():
+        raise _error(job, output, trace)
+    for warning in output.splitlines():
         _log.warning("%s: %s", job.photo, warning)
 
 
@@ -98,8 +98,8 @@ class _Process:
                 text=True,
                 start_new_session=True,  # Ctrl-C reaches only the parent, which then kills this process
             )
-        answer, trace = process.communicate()
-        return process.returncode, answer, trace
+        output, trace = process.communicate()
+        return process.returncode, output, trace
 
     def kill(self) -> None:
         """Kill the process, or prevent its start."""
@@ -109,8 +109,8 @@ class _Process:
                 self._process.kill()
 
 
-def _error(job: CompositeJob, answer: str, trace: str) -> KlingError:
-    kind, _, message = answer.partition(": ")
+def _error(job: CompositeJob, output: str, trace: str) -> KlingError:
+    kind, _, message = output.partition(": ")
     if kind == "PictureMismatch":
         return PictureMismatch(message)
     if kind == "ImageError":
@@ -140,9 +140,9 @@ def serve(
     try:
         picture = open_picture(Path(pictures[0]))
         whole = None
-        for step, following in zip(ratios[1:], pictures[1:], strict=True):
+        for step, next_picture in zip(ratios[1:], pictures[1:], strict=True):
             # The picture of an earlier pass shows its smaller area in more detail than the later picture.
-            whole = composite(whole or picture, following, step)
+            whole = composite(whole or picture, next_picture, step)
         encode(composite(photo, whole or picture, ratios), target, format, quality)
     except PictureMismatch as error:
         sys.stdout.write(f"PictureMismatch: {error.message}")

@@ -87,7 +87,7 @@ def inspect(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Repo
     scene = prepare(photo, picture, ratios)
     checks = [_aspect(scene), _original(scene)]
     if scene.registration.matches:
-        checks += [*_place(scene), *_overlap(scene), *_new_area(scene)]
+        checks += [*_position(scene), *_overlap(scene), *_new_area(scene)]
     return Report(tuple(checks))
 
 
@@ -119,7 +119,7 @@ def _original(scene: Scene) -> Check:
     return Check("original", found.difference, 255.0, not found.matches, message)
 
 
-def _place(scene: Scene) -> Iterator[Check]:
+def _position(scene: Scene) -> Iterator[Check]:
     offset, stretch = scene.registration.offset, scene.registration.stretch
     yield _above("place", offset, 4.0, f"the original is {offset:.0f} pixels out of place")
     yield _above("size", stretch, 0.02, f"the original is {stretch:.0%} off in size")
@@ -137,15 +137,15 @@ def _overlap(scene: Scene) -> Iterator[Check]:
     detail = _detail(photo)
     sharpness = _detail(seen) / detail if detail >= 0.5 else 1.0  # blur is not visible in a smooth original
     yield _below("sharpness", sharpness, 0.45, "the original is blurred")
-    cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
-    yield _above("colors", cast, 5.0, f"the colors of the original differ by {cast:.0f} levels")
+    color_cast = float(np.abs((seen - photo).mean(axis=(0, 1))).max())
+    yield _above("colors", color_cast, 5.0, f"the colors of the original differ by {color_cast:.0f} levels")
 
 
 def _detail(levels: Floats) -> float:
     """Return the strength, in levels, of the detail that is only a few pixels wide."""
-    grey = levels.mean(axis=2)
-    middle = grey[1:-1, 1:-1]
-    around = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]) / 4
+    gray = levels.mean(axis=2)
+    middle = gray[1:-1, 1:-1]
+    around = (gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]) / 4
     return float(np.abs(middle - around).mean())
 
 
@@ -194,21 +194,21 @@ def _new_area(scene: Scene) -> Iterator[Check]:
 
 
 def _black(side: Side) -> float:
-    beside = side.inner[: len(side.outer)]
-    return float((side.outer.max(axis=2) < BLACK).mean() - (beside.max(axis=2) < BLACK).mean())
+    reference = side.inner[: len(side.outer)]
+    return float((side.outer.max(axis=2) < BLACK).mean() - (reference.max(axis=2) < BLACK).mean())
 
 
 def _flatness(side: Side) -> float:
-    beside = _contrast(side.inner[: max(SMALLEST, len(side.outer))])
-    return _contrast(side.outer) / beside if beside > 1.0 else 1.0
+    reference = _contrast(side.inner[: max(SMALLEST, len(side.outer))])
+    return _contrast(side.outer) / reference if reference > 1.0 else 1.0
 
 
 def _contrast(levels: Floats) -> float:
     """Return the median standard deviation of the blocks, in levels."""
-    grey = levels.mean(axis=2)
-    size = min(BLOCK, *grey.shape)
-    rows, columns = grey.shape[0] // size, grey.shape[1] // size
-    blocks = grey[: rows * size, : columns * size].reshape(rows, size, columns, size)
+    gray = levels.mean(axis=2)
+    size = min(BLOCK, *gray.shape)
+    rows, columns = gray.shape[0] // size, gray.shape[1] // size
+    blocks = gray[: rows * size, : columns * size].reshape(rows, size, columns, size)
     return float(np.median(blocks.std(axis=(1, 3))))
 
 
@@ -225,11 +225,11 @@ def _mirrored(side: Side) -> float:
     return float((outer * inner).mean()) / spread if spread > 0.25 else 0.0
 
 
-def _band_pass(grey: Floats) -> Floats:
+def _band_pass(gray: Floats) -> Floats:
     """Return the detail that is between about 3 and 20 pixels wide."""
     from PIL import Image, ImageFilter
 
-    image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    image = Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
     fine, coarse = (image.filter(ImageFilter.BoxBlur(radius)) for radius in (1, 10))
     return np.asarray(fine, np.float32) - np.asarray(coarse, np.float32)
 
@@ -249,8 +249,8 @@ def _bands(side: Side) -> float:
     worst = 0.0
     inner = side.inner[: max(len(side.outer), 3 * BLOCK)]
     for axis in (0, 1):
-        outer, beside = (_stripes(part.mean(axis=2).mean(axis=axis)) for part in (side.outer, inner))
-        worst = max(worst, outer / max(beside, 0.8))
+        outer, reference = (_stripes(part.mean(axis=2).mean(axis=axis)) for part in (side.outer, inner))
+        worst = max(worst, outer / max(reference, 0.8))
     return worst
 
 
@@ -270,11 +270,11 @@ def _seam(side: Side) -> float:
     seam = min(len(side.inner), 2 * REACH)
     steps = np.array([_step(near, at) for at in range(2, len(near) - 1)])
     place = seam - 2
-    beside = np.delete(steps, range(max(0, place - 3), min(len(steps), place + 4)), axis=0)
-    if not len(beside):
+    reference = np.delete(steps, range(max(0, place - 3), min(len(steps), place + 4)), axis=0)
+    if not len(reference):
         return 0.0
     at_seam = steps[max(0, place - 1) : place + 2].max(axis=0)
-    return float((at_seam / np.maximum(np.quantile(beside, 0.75, axis=0), (0.7, 1.0))).max())
+    return float((at_seam / np.maximum(np.quantile(reference, 0.75, axis=0), (0.7, 1.0))).max())
 
 
 def _step(lines: Floats, at: int) -> tuple[float, float]:

@@ -28,12 +28,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 COARSE_SIDE = 96  # pixels; the longer side of the picture in the coarse search
 FINE_PIXELS = 120_000  # of the overlap in the last steps; more would cost time and add no precision
 MARGIN = 0.06  # share of the longer side by which the picture is padded, so that a shifted box stays inside
-BETTER = 0.1  # by which the correlation elsewhere must exceed that at the expected position
+MIN_ADVANTAGE = 0.1  # by which the correlation elsewhere must exceed that at the expected position
 STEPS = 5  # the most Gauss-Newton steps at each size
-ENOUGH = 0.02  # pixels at that size; after a smaller step, the edges are not moved again
+MIN_STEP = 0.02  # pixels at that size; after a smaller step, the edges are not moved again
 RIDGE = 0.02  # keeps the edges in place where the overlap has no texture
 MIN_CORRELATION = 0.7  # the least correlation of an overlap that matches
-PLAIN = 6.0  # levels; with less contrast in the original, the correlation is meaningless
+MIN_CONTRAST = 6.0  # levels; with less contrast in the original, the correlation is meaningless
 MAX_DIFFERENCE = 6.0  # levels; the largest difference of a plain original that matches
 
 
@@ -67,7 +67,7 @@ class Registration:
     @property
     def matches(self) -> bool:
         """Whether the original was found in the picture."""
-        if self.contrast < PLAIN:
+        if self.contrast < MIN_CONTRAST:
             return self.difference <= MAX_DIFFERENCE
         return self.correlation >= MIN_CORRELATION
 
@@ -127,9 +127,9 @@ def _found(target: Any, around: Any, expected: Box, scale: float) -> Box:
     region = (start_x, start_y, start_x + columns * step_x, start_y + rows * step_y)
     scores = _correlations(small, np.asarray(around.resize((columns, rows), bilinear, box=region)))
     y, x = (int(at) for at in np.unravel_index(int(scores.argmax()), scores.shape))
-    there = round((expected[1] - start_y) / step_y), round((expected[0] - start_x) / step_x)
-    if scores[y, x] < scores[there] + BETTER:
-        y, x = there
+    expected_at = round((expected[1] - start_y) / step_y), round((expected[0] - start_x) / step_x)
+    if scores[y, x] < scores[expected_at] + MIN_ADVANTAGE:
+        y, x = expected_at
     left, top = start_x + x * step_x, start_y + y * step_y
     return left, top, left + _extent(expected)[0], top + _extent(expected)[1]
 
@@ -187,7 +187,7 @@ def _refined(target: Any, around: Any, box: Box, size: tuple[int, int]) -> Box:
         if not (0 <= moved[0] < moved[2] <= around.width and 0 <= moved[1] < moved[3] <= around.height):
             return box
         box = moved
-        if np.abs(step).max() < ENOUGH:
+        if np.abs(step).max() < MIN_STEP:
             return box
     return box
 

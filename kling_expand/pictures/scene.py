@@ -13,7 +13,7 @@ from .preview import opaque
 from .registration import Registration, register
 
 PLAIN_MODES = {"L", "LA", "RGB", "RGBA", "I;16"}
-GLANCE = (48, 48)  # pixels; the size at which orientations and color spaces are compared
+COMPARISON_SIZE = (48, 48)  # pixels; the size at which orientations and color spaces are compared
 
 # The sides of a stored photo that become up, down, left and right under each EXIF orientation.
 TURNED_SIDES = {
@@ -61,8 +61,8 @@ def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scen
     upright, profile = _plain(_turned(opened, turned))
     readings = list(_readings(upright, profile, seen, passes, turned))
     if len(readings) > 1:
-        glance = _shrunk(upright, GLANCE)
-        readings.sort(key=lambda reading: _difference(glance, *reading))
+        thumbnail = _shrunk(upright, COMPARISON_SIZE)
+        readings.sort(key=lambda reading: _difference(thumbnail, *reading))
     colored, canvas = readings[0]
     left, top, right, bottom = canvas.scaled(*colored.size).box
     small = _shrunk(upright, (right - left, bottom - top))
@@ -127,15 +127,15 @@ def _readings(
             yield _turned(plain, turned), chained_canvas(upright.width, upright.height, sides)
 
 
-def _difference(glance: Any, picture: Any, canvas: Canvas) -> float:
+def _difference(thumbnail: Any, picture: Any, canvas: Canvas) -> float:
     """Return the difference in levels between the small photo and the expected part of the picture."""
     from PIL.Image import Resampling
     from PIL.ImageChops import difference
     from PIL.ImageStat import Stat
 
     frame = zip(canvas.frame, (*picture.size, *picture.size), strict=True)
-    given = picture.resize(glance.size, Resampling.BOX, box=tuple(share * side for share, side in frame))
-    return sum(Stat(difference(glance, given)).mean)
+    given = picture.resize(thumbnail.size, Resampling.BOX, box=tuple(share * side for share, side in frame))
+    return sum(Stat(difference(thumbnail, given)).mean)
 
 
 # ---------------------------------------------------------------------------- color profiles

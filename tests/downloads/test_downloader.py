@@ -1594,14 +1594,14 @@ async def test_concurrent_callers_share_one_read() -> None:
 
     urls = ResultUrls(LISTED, refresh)
     first, second = ResultFile(0, watermark=False), ResultFile(0, watermark=False)
-    assert {*await asyncio.gather(urls.refreshed(first), urls.refreshed(second))} == {"http://h/new"}
+    assert {*await asyncio.gather(urls.refresh(first), urls.refresh(second))} == {"http://h/new"}
     for gone in (
         ResultFile(0, watermark=True),
         ResultFile(1, watermark=False),
         ResultFile(2, watermark=False),
     ):
         with pytest.raises(ResultExpired):
-            await urls.refreshed(gone)
+            await urls.refresh(gone)
     assert asked == ["1"]
 
 
@@ -1617,5 +1617,5 @@ async def test_a_failed_read_is_repeated_for_the_next_caller() -> None:
 
     urls = ResultUrls(LISTED, refresh)
     with pytest.raises(ResultExpired):
-        await urls.refreshed(ResultFile(0, watermark=False))
-    assert await urls.refreshed(ResultFile(0, watermark=False)) == "http://h/0"
+        await urls.refresh(ResultFile(0, watermark=False))
+    assert await urls.refresh(ResultFile(0, watermark=False)) == "http://h/0"

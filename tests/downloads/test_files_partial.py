@@ -17,8 +17,8 @@ from PIL import Image as Pillow
 from kling_expand.downloads.files import (
     HEAD,
     TAIL,
+    Destination,
     PartialFile,
-    Place,
     RetryLater,
     all_ended,
     extension,
@@ -177,10 +177,10 @@ async def test_an_error_of_the_disk_is_raised(tmp_path: Path) -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def place(target: Path, task_id: str = "1", *, tagged: bool = False, overwrite: bool = False) -> Place:
+def place(target: Path, task_id: str = "1", *, tagged: bool = False, overwrite: bool = False) -> Destination:
     """Return the place of the only picture of a task."""
     task = Task(task_id, "succeed", images=(Image(0, "http://h/0"),))
-    return Place(output_paths(task, target), tagged, overwrite)
+    return Destination(output_paths(task, target), tagged, overwrite)
 
 
 def test_discarding_a_file_that_was_never_created_is_harmless(tmp_path: Path) -> None:

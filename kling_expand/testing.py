@@ -126,10 +126,10 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     """Make an async *test* run in virtual time. It can use only fixtures that are not async."""
 
     @functools.wraps(test)
-    def at_once(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         return run(test(*args, **kwargs))
 
-    return at_once
+    return wrapper
 
 
 def loop_clock() -> float:
@@ -215,7 +215,7 @@ def prepared(key: str = "k", **fields: Any) -> PreparedRequest:
     return PreparedRequest(request, Photo(url, f"sha256 of {url}", len(url), url=url), expansion)
 
 
-async def intend(store: JobStore, key: str = "k", digest: str = "h", **fields: Any) -> JobRecord:
+async def record_job(store: JobStore, key: str = "k", digest: str = "h", **fields: Any) -> JobRecord:
     """Record the intent of a job in *store* and return its record."""
     return await store.record_intent(JobIdentity(key, digest), prepared(key, **fields))
 
@@ -256,7 +256,7 @@ class JobStoreContract:
     async def test_steps_of_a_job_are_recorded(self, make_store: MakeStore) -> None:
         """Each step is stored with its data and time. A durable store still has them when reopened."""
         async with make_store(Seconds()) as store:
-            job = await intend(store)
+            job = await record_job(store)
             name = job.external_task_id
             assert (job.key, job.params_hash, job.attempt, job.state) == ("k", "h", 1, JobState.INTENT)
             assert (job.task_id, job.last_post_at, job.task, job.files, job.error) == (None,) * 3 + ((), None)
@@ -290,34 +290,34 @@ class JobStoreContract:
         """The wait before repeating a create starts at the last create, even after a restart."""
         clock = Seconds()
         async with make_store(clock) as store:
-            name = (await intend(store)).external_task_id
+            name = (await record_job(store)).external_task_id
             await store.mark_sending(name)
             await store.mark_sending(name)
             sent_at = clock.now
             await store.mark_uncertain(name, "connection reset")
         async with make_store(clock) as again:
-            job = await intend(again)
+            job = await record_job(again)
             assert job.external_task_id == name
             assert job.last_post_at == (sent_at if again.durable else None)
             assert job.may_exist is again.durable
 
-    async def test_a_clock_that_is_set_ages_no_create(self, make_store: MakeStore) -> None:
+    async def test_setting_the_clock_does_not_age_a_create(self, make_store: MakeStore) -> None:
         """The wait before repeating a create does not end early if the wall clock is set forward."""
         clock = Seconds()
         async with make_store(clock) as store:
-            job = await intend(store)
+            job = await record_job(store)
             await store.mark_sending(job.external_task_id)
             clock.now += 3600
-            job = await intend(store)
+            job = await record_job(store)
             assert 0 <= await store.post_age(job) < 60
         clock.now += 3600
         async with make_store(clock) as again:
-            job = await intend(again)
+            job = await record_job(again)
             if again.durable:
                 assert 0 <= await again.post_age(job) < 60
             await again.mark_sending(job.external_task_id)
             clock.now -= 7200
-            assert 0 <= await again.post_age(await intend(again)) < 60
+            assert 0 <= await again.post_age(await record_job(again)) < 60
 
     async def test_an_id_is_the_same_in_every_process(self, make_store: MakeStore) -> None:
         """An id is derived from key, request and attempt, so a lookup works even if the store is lost."""
@@ -325,20 +325,20 @@ class JobStoreContract:
         for _ in range(2):
             async with make_store(Seconds()) as store:
                 for key, digest in (("a", "x"), ("a", "y"), ("b", "x")):
-                    ids.append((await intend(store, key, digest)).external_task_id)
+                    ids.append((await record_job(store, key, digest)).external_task_id)
         assert ids[:3] == ids[3:]
         assert len(set(ids)) == 3
 
     async def test_a_given_id_is_kept(self, store: JobStore) -> None:
         """An `external_task_id` of the request is the id of the job, and no second job can have it."""
-        assert (await intend(store, "a", external_task_id="mine")).external_task_id == "mine"
+        assert (await record_job(store, "a", external_task_id="mine")).external_task_id == "mine"
         with pytest.raises(JournalError, match="two jobs cannot share one external_task_id"):
-            await intend(store, "b", external_task_id="mine")
+            await record_job(store, "b", external_task_id="mine")
         assert await _states(store) == [("a", JobState.INTENT)]
 
     async def test_an_intent_is_recorded_once(self, store: JobStore) -> None:
         """Concurrent intents of the same job lead to one record."""
-        jobs = await asyncio.gather(*(intend(store) for _ in range(20)))
+        jobs = await asyncio.gather(*(record_job(store) for _ in range(20)))
         assert {jobs[0]} == set(jobs)
         assert (await store.counts())[JobState.INTENT] == 1
 
@@ -347,7 +347,7 @@ class JobStoreContract:
     )
     async def test_a_known_job_is_returned(self, store: JobStore, state: JobState) -> None:
         """An open or finished job is never started again. A store in memory forgets finished jobs."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         if state is JobState.UNKNOWN:
             await store.mark_uncertain(name, "reset")
         else:
@@ -357,7 +357,7 @@ class JobStoreContract:
         if state is JobState.DONE:
             await store.mark_saved(name, [])
         forgotten = not store.durable and state in {JobState.SUCCEEDED, JobState.DONE}
-        job = await intend(store, n=3)
+        job = await record_job(store, n=3)
         assert (job.external_task_id, job.attempt) == (name, 1)
         assert job.state is (JobState.INTENT if forgotten else state)
         assert job.request is not None
@@ -365,15 +365,15 @@ class JobStoreContract:
 
     async def test_a_failed_task_gets_a_new_attempt(self, store: JobStore) -> None:
         """Only a recorded failure leads to the next attempt, and earlier attempts remain separate."""
-        first = await intend(store)
+        first = await record_job(store)
         await store.mark_sending(first.external_task_id)
-        assert (await intend(store)).attempt == 1
+        assert (await record_job(store)).attempt == 1
         for attempt in (2, 3):
-            before = await intend(store)
+            before = await record_job(store)
             await store.observe(before.external_task_id, RUNNING)
             await store.observe(before.external_task_id, FAILED)
             failed = await store.get(before.external_task_id)
-            after = await intend(store)
+            after = await record_job(store)
             assert (after.attempt, after.state, after.task_id) == (attempt, JobState.INTENT, None)
             assert after.external_task_id != before.external_task_id
             assert after == await store.find("k")
@@ -385,7 +385,7 @@ class JobStoreContract:
                 assert (failed.state, failed.error) == (JobState.FAILED, FAILED.task_status_msg)
                 assert failed.task == FAILED
 
-    async def test_an_attempt_after_the_known_ones(self, store: JobStore) -> None:
+    async def test_excluded_attempts_are_skipped(self, store: JobStore) -> None:
         """`record_intent` skips the attempts that its caller excludes, whatever their states."""
 
         async def attempt(after: int) -> JobRecord:
@@ -416,9 +416,9 @@ class JobStoreContract:
         found = [job.external_task_id async for job in store.attempts()]
         assert found == (names if store.durable else names[-1:])
 
-    async def test_many_ask_for_the_next_attempt_at_once(self, store: JobStore) -> None:
+    async def test_concurrent_calls_make_one_new_attempt(self, store: JobStore) -> None:
         """If several callers skip the same attempt at the same time, only one new attempt is made."""
-        await store.observe((await intend(store)).external_task_id, SUCCEEDED)
+        await store.observe((await record_job(store)).external_task_id, SUCCEEDED)
         made = await asyncio.gather(
             *(store.record_intent(JobIdentity("k", "h"), prepared(), after=1) for _ in range(20))
         )
@@ -426,18 +426,18 @@ class JobStoreContract:
         assert made[0].attempt == 2
         assert (await store.counts())[JobState.INTENT] == 1
 
-    async def test_a_create_that_made_no_task_leaves_nothing_to_look_up(self, store: JobStore) -> None:
+    async def test_an_unsent_job_can_be_sent_again_at_once(self, store: JobStore) -> None:
         """After `mark_unsent`, the job can be sent again at once. Once a task is known, it has no effect."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.mark_sending(name)
         await store.mark_unsent(name)
         job = await store.get(name)
         assert job is None or (job.state, job.may_exist) == (JobState.INTENT, False)
-        assert (await intend(store)).external_task_id == name
+        assert (await record_job(store)).external_task_id == name
         await store.mark_sending(name)
         await store.mark_uncertain(name, "no response")
         await store.mark_unsent(name)
-        assert not (await intend(store)).may_exist
+        assert not (await record_job(store)).may_exist
         await store.observe(name, RUNNING)
         await store.mark_unsent(name)
         job = await store.get(name)
@@ -446,11 +446,11 @@ class JobStoreContract:
 
     async def test_a_rejected_job_keeps_its_id(self, store: JobStore) -> None:
         """A rejected job has no task, so a retry keeps the id and is not a new attempt."""
-        job = await intend(store)
+        job = await record_job(store)
         await store.mark_sending(job.external_task_id)
         await store.mark_refused(job.external_task_id, "1201: bad \udcff")
         rejected = await store.find("k")
-        again = await intend(store)
+        again = await record_job(store)
         assert (again.external_task_id, again.attempt) == (job.external_task_id, 1)
         assert (again.state, again.error, again.task_id) == (JobState.INTENT, None, None)
         if store.durable:
@@ -462,14 +462,14 @@ class JobStoreContract:
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Different parameters cause a warning. The old job remains, because it may have been paid for."""
-        old = await intend(store, digest="old")
+        old = await record_job(store, digest="old")
         await store.observe(old.external_task_id, RUNNING)
-        new = await intend(store, digest="new")
+        new = await record_job(store, digest="new")
         assert [record.message for record in caplog.records] == [
             "job 'k' has different parameters than before, so a new task is made"
         ]
         assert new == await store.find("k")
-        kept = await intend(store, digest="old")
+        kept = await record_job(store, digest="old")
         assert (kept.state, kept.external_task_id) == (JobState.SUBMITTED, old.external_task_id)
         assert kept == await store.find("k", "old")
         assert await store.find("k", "other") is None
@@ -478,7 +478,7 @@ class JobStoreContract:
 
     async def test_no_create_is_sent_for_a_known_task(self, store: JobStore) -> None:
         """Once a task is known, `mark_sending` raises an error that names the task."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.mark_sending(name)
         await store.observe(name, RUNNING)
         before = await store.get(name)
@@ -491,7 +491,7 @@ class JobStoreContract:
         self, store: JobStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         """The first task remains on record, and a warning names both, because both were paid for."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.observe(name, RUNNING)
         await store.observe(name, RUNNING)
         assert not caplog.records
@@ -503,7 +503,7 @@ class JobStoreContract:
         assert job is not None
         assert (job.state, job.task_id, job.snapshot) == (JobState.SUBMITTED, "t1", None)
 
-    async def test_a_report_about_an_unknown_job(self, store: JobStore) -> None:
+    async def test_a_report_about_an_unknown_job_is_an_error_or_ignored(self, store: JobStore) -> None:
         """A durable store raises an error for a report about an unknown job. Any other store ignores it."""
         for report in (
             store.mark_sending("other"),
@@ -521,9 +521,9 @@ class JobStoreContract:
             assert caught.value.external_task_id == "other"
         assert not any((await store.counts()).values())
 
-    async def test_a_succeeded_task_takes_fresh_urls(self, store: JobStore) -> None:
+    async def test_a_succeeded_task_accepts_fresh_urls(self, store: JobStore) -> None:
         """An expired URL can be replaced until the pictures are on disk, but not later."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.observe(name, SUCCEEDED)
         fresh = evolve(SUCCEEDED, images=(Image(0, "https://b/0.png"),))
         await store.observe(name, fresh)
@@ -538,7 +538,7 @@ class JobStoreContract:
     async def test_reports_in_any_order_end_the_same(self, store: JobStore) -> None:
         """Late and repeated reports change nothing, whatever their order."""
         for number, order in enumerate(permutations(range(5))):
-            name = (await intend(store, str(number))).external_task_id
+            name = (await record_job(store, str(number))).external_task_id
             reports = [
                 store.observe(name, RUNNING),
                 store.observe(name, RUNNING),
@@ -558,7 +558,7 @@ class JobStoreContract:
                     None,
                 )
 
-    async def test_a_request_can_be_made_again(self, store: JobStore) -> None:
+    async def test_a_request_can_be_restored(self, store: JobStore) -> None:
         """A record has the request and its source, or None for both if the photo was given as bytes."""
         asked = prepared("a", prompt="a \U0001f33b", n=4, watermark=True, callback_url="https://c.example")
         await store.record_intent(JobIdentity("a", "h"), asked)
@@ -574,7 +574,7 @@ class JobStoreContract:
             assert found is not None
             assert (found.source, found.request) == (None, None)
 
-    async def test_odd_names_come_back(self, store: JobStore) -> None:
+    async def test_file_names_that_are_not_utf_8_are_kept(self, store: JobStore) -> None:
         """File names that are not valid UTF-8 are restored unchanged."""
         odd = os.fsdecode(b"/in/\xff\xfe\n.png")
         asked = prepared("k")._replace(photo=Photo("odd", "digest", 1, content=odd))
@@ -587,20 +587,20 @@ class JobStoreContract:
         if found is not None:
             assert (found.source, found.files) == (odd, (odd, "é"))
 
-    async def test_any_words_of_the_service_can_be_stored(self, store: JobStore) -> None:
+    async def test_any_error_message_can_be_stored(self, store: JobStore) -> None:
         """NUL and lone surrogates in an error message do not prevent it from being recorded."""
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.mark_uncertain(name, "bad \0 word \ud800")
         job = await store.get(name)
         assert job is not None
         assert (job.state, (job.error or "")[:4]) == (JobState.UNKNOWN, "bad ")
         await store.observe(name, Task("t1", "failed", "bad \0 word \ud800", name))
-        assert (await intend(store)).attempt == 2
+        assert (await record_job(store)).attempt == 2
 
     async def test_jobs_come_in_order(self, store: JobStore) -> None:
         """Hundreds of jobs are returned in the order of their intents, whatever their states."""
         keys = [f"{number:04}" for number in range(407)]
-        recorded = [await intend(store, key) for key in keys]
+        recorded = [await record_job(store, key) for key in keys]
         for number, job in enumerate(recorded):
             if number % 3 == 0:
                 await store.observe(job.external_task_id, RUNNING)
@@ -613,11 +613,11 @@ class JobStoreContract:
         assert await _states(store, JobState.DONE) == []
         assert (await store.counts())[JobState.UNKNOWN] == len(keys[1::3])
 
-    async def test_jobs_may_move_while_they_are_read(self, store: JobStore) -> None:
+    async def test_jobs_may_end_while_they_are_read(self, store: JobStore) -> None:
         """If jobs end while they are being read, none is skipped and none is returned twice."""
         keys = [f"{number:04}" for number in range(250)]
         for key in keys:
-            await intend(store, key)
+            await record_job(store, key)
         seen = []
         async for job in store.jobs(JobState.INTENT):
             seen.append(job.key)
@@ -625,14 +625,14 @@ class JobStoreContract:
         assert keys == seen
         assert (await store.counts())[JobState.REJECTED] == (len(keys) if store.durable else 0)
 
-    async def test_a_cancelled_call_disturbs_no_other(self, store: JobStore) -> None:
+    async def test_a_cancelled_call_does_not_affect_others(self, store: JobStore) -> None:
         """If a call is cancelled, the record of another caller is stored and the store keeps working."""
-        cancelled, other = (asyncio.ensure_future(intend(store, key)) for key in "ab")
+        cancelled, other = (asyncio.ensure_future(record_job(store, key)) for key in "ab")
         await asyncio.sleep(0)
         cancelled.cancel()
         await asyncio.gather(cancelled, return_exceptions=True)
         assert (await other) == await store.find("b")
-        assert (await intend(store, "a")).state is JobState.INTENT
+        assert (await record_job(store, "a")).state is JobState.INTENT
 
 
 async def _states(store: JobStore, *wanted: JobState) -> list[tuple[str, JobState]]:

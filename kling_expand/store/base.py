@@ -40,7 +40,7 @@ from kling_expand.errors import JournalError
 from kling_expand.geometry import Ratios, Towards
 from kling_expand.models import ExpandRequest, Status, Task
 
-HELD = 10_000  # records that an in-memory store keeps at most
+MAX_MEMORY_JOBS = 10_000  # records that an in-memory store keeps at most
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -398,9 +398,9 @@ class JobStore(ABC):
             "error": self._text(task.task_status_msg or "the service gave no reason") if failed else None,
         }
 
-    def _text(self, words: str) -> str:
-        """Return *words* without characters that cannot be stored."""
-        return words.encode(errors="replace").decode()
+    def _text(self, text: str) -> str:
+        """Return *text* without characters that cannot be stored."""
+        return text.encode(errors="replace").decode()
 
 
 def _external_id(given: str | None, run: str, identity: JobIdentity, attempt: int) -> str:
@@ -445,7 +445,7 @@ class MemoryStore(JobStore):
     durable = False
 
     def __init__(
-        self, *, run: str = "default", clock: Callable[[], float] = time.time, limit: int = HELD
+        self, *, run: str = "default", clock: Callable[[], float] = time.time, limit: int = MAX_MEMORY_JOBS
     ) -> None:
         self.run = run
         self._clock = clock

@@ -34,7 +34,7 @@ from .postgres_schema import OPEN, SCHEMA, VERSION
 
 PAGE = 200  # jobs read at a time
 CLAIM_TRIES = 10  # tries to find or insert a job that other workers insert at the same moment
-REMEMBERED = 1000  # recorded ends that a worker remembers, so that none is written twice, and new jobs
+MAX_REMEMBERED = 1000  # recorded ends that a worker remembers, so that none is written twice, and new jobs
 SEND_TIMEOUT = 5.0  # seconds; if marking a create took longer, it is marked again before it is sent
 
 
@@ -121,11 +121,11 @@ class PostgresStore(JobStore):
         """
         loop = asyncio.get_running_loop()
         while True:
-            asked_at = loop.time()
+            started_at = loop.time()
             values = self._clock(), self._account, external_task_id, self.owner, self._leased
             if not await self._database.fetch(_SENDING, *values):
                 break
-            if loop.time() - asked_at < SEND_TIMEOUT:
+            if loop.time() - started_at < SEND_TIMEOUT:
                 return
             # The process may have been suspended in the meantime, and its lease may have ended since.
         task_id = (await self._known(external_task_id)).task_id
@@ -179,9 +179,9 @@ class PostgresStore(JobStore):
         files = b"\0".join(self._saved.get(outcome.external_task_id or "", []))
         saved = outcome.external_task_id, files or None, now
         names = self.run, outcome.key
-        also, values = ("", ()) if queued is None else (_LEAVE_QUEUE, (queued, self.owner))
+        leave_queue, values = ("", ()) if queued is None else (_LEAVE_QUEUE, (queued, self.owner))
         values = *values, *names, *saved, self.run, *ids, *found, now, outcome.saved
-        await self._database.fetch(f"WITH {also}{_RECORD_OUTCOME}", *values)
+        await self._database.fetch(f"WITH {leave_queue}{_RECORD_OUTCOME}", *values)
         self._saved.pop(outcome.external_task_id or "", None)
         self._new.pop(outcome.external_task_id or "", None)
 
@@ -240,7 +240,7 @@ class PostgresStore(JobStore):
 
     async def units_billed(self) -> int | float:
         """Return the units billed for the run so far, according to the service."""
-        return _number((await self._database.fetch(_SPENT, f"jobs {self.run}"))[0][0]) or 0
+        return _number((await self._database.fetch(_UNITS_BILLED, f"jobs {self.run}"))[0][0]) or 0
 
     # ------------------------------------------------------------------------ within
 
@@ -278,8 +278,8 @@ class PostgresStore(JobStore):
     def _final_columns(self, task: Task) -> dict[str, Any]:
         return super()._final_columns(task) | {"units": task.units}
 
-    def _text(self, words: str) -> str:
-        return super()._text(words).replace("\0", "�")  # PostgreSQL stores no NUL
+    def _text(self, text: str) -> str:
+        return super()._text(text).replace("\0", "�")  # PostgreSQL stores no NUL
 
     async def _known(self, external_task_id: str) -> JobRecord:
         job = await self.get(external_task_id)
@@ -327,7 +327,7 @@ SELECT what, sum(number)::bigint FROM kling_counts WHERE scope = %s GROUP BY wha
 UNION ALL
 SELECT state, count(*) FROM kling_jobs WHERE latest AND run = %s AND state IN {OPEN} GROUP BY state
 """  # noqa: S608 - no user input
-_SPENT = "SELECT sum(units) FROM kling_counts WHERE scope = %s AND what IN ('succeeded', 'done')"
+_UNITS_BILLED = "SELECT sum(units) FROM kling_counts WHERE scope = %s AND what IN ('succeeded', 'done')"
 OUTCOME_COLUMNS = ", ".join(attribute.name for attribute in fields(JobOutcome))
 _OUTCOME = f"SELECT {OUTCOME_COLUMNS} FROM kling_outcomes WHERE run = %s AND key = %s"  # noqa: S608 - no user input
 _OUTCOMES = f"SELECT number, {OUTCOME_COLUMNS} FROM kling_read_outcomes(%s, %s, %s)"  # noqa: S608 - no user input
@@ -373,7 +373,7 @@ def _other_version(found: int) -> JournalError:
 
 
 def _forget_oldest(known: OrderedDict[str, Any]) -> None:
-    if len(known) > REMEMBERED:
+    if len(known) > MAX_REMEMBERED:
         known.popitem(last=False)
 
 

@@ -26,8 +26,8 @@ T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 OnNotification = Callable[[str, str], object]
 
-PREPARED_AFTER = 3  # executions of a statement before it is prepared, to avoid planning it again
-SIZE = 2  # connections of a pool; a worker has one more, for notifications
+PREPARE_THRESHOLD = 3  # executions of a statement before it is prepared, to avoid planning it again
+POOL_SIZE = 2  # connections of a pool; a worker has one more, for notifications
 RETRY_TIMEOUT = 7200.0  # seconds a database may be unavailable before a call raises
 RETRY_DELAY = 0.25  # seconds between two tries to connect
 IDLE_TIMEOUT = 20.0  # seconds without a notification after which the connection is checked
@@ -58,7 +58,7 @@ async def connect(dsn: str) -> Connection:
         await connection.close()
         raise
     if row == (connection.info.backend_pid,):  # otherwise the connection leads to a pooler
-        connection.prepare_threshold = PREPARED_AFTER
+        connection.prepare_threshold = PREPARE_THRESHOLD
     return connection
 
 
@@ -72,7 +72,7 @@ class ConnectionPool:
         JournalError: if, on entering, the DSN is malformed or the database cannot be reached.
     """
 
-    def __init__(self, dsn: str, *, size: int = SIZE, retry_timeout: float = RETRY_TIMEOUT) -> None:
+    def __init__(self, dsn: str, *, size: int = POOL_SIZE, retry_timeout: float = RETRY_TIMEOUT) -> None:
         self.dsn = dsn
         self._permits = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
@@ -133,7 +133,7 @@ class ConnectionPool:
                 if not is_transient(error) or loop.time() > deadline_at:
                     raise _explain(error) from error
                 if not self._idle:
-                    logger.info("the database is unavailable: %s", _words(error))
+                    logger.info("the database is unavailable: %s", _first_line(error))
             await asyncio.sleep(RETRY_DELAY)
 
     async def fetch(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -172,7 +172,7 @@ async def listen(dsn: str, on_notification: OnNotification, *channels: str) -> N
         except psycopg.Error as error:
             if not is_transient(error):
                 raise _explain(error) from error
-            logger.info("notifications are interrupted: %s", _words(error))
+            logger.info("notifications are interrupted: %s", _first_line(error))
         await asyncio.sleep(RETRY_DELAY)
 
 
@@ -201,18 +201,18 @@ def check_dsn(dsn: str) -> None:
         )
 
 
-def _words(error: psycopg.Error) -> str:
+def _first_line(error: psycopg.Error) -> str:
     return str(error).strip().partition("\n")[0]
 
 
 def _explain(error: psycopg.Error) -> JournalError:
-    words = _words(error)
+    text = _first_line(error)
     if isinstance(error, psycopg.errors.UniqueViolation):
-        return JournalError(f"two jobs cannot share one external_task_id ({words})")
+        return JournalError(f"two jobs cannot share one external_task_id ({text})")
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
         return JournalError(
-            f"the tables of the fleet are missing or too old; run `kling-expand fleet init` ({words})"
+            f"the tables of the fleet are missing or too old; run `kling-expand fleet init` ({text})"
         )
     if isinstance(error, psycopg.OperationalError):
-        return JournalError(f"the database cannot be reached ({words})")
-    return JournalError(f"the record cannot be stored ({words})")
+        return JournalError(f"the database cannot be reached ({text})")
+    return JournalError(f"the record cannot be stored ({text})")

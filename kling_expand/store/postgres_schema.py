@@ -6,8 +6,8 @@ another. About one change in 32 replaces the rows of its scope with their sums, 
 `fleet init` counts everything anew.
 """
 
-NUMBERED = 10_000  # outcomes that one read numbers at most, so that its cost is bounded
-SUMMED_UP = 32  # changes of one scope, on average, until their counts are summed up
+NUMBER_BATCH = 10_000  # outcomes that one read numbers at most, so that its cost is bounded
+SUM_UP_INTERVAL = 32  # changes of one scope, on average, until their counts are summed up
 VERSION = 5  # of all tables of a fleet; version 1 had no table for the version
 
 # Whether the task of a row is, or may be, at the service.
@@ -153,7 +153,7 @@ BEGIN
 END $$;
 DROP TRIGGER IF EXISTS kling_sum_up ON kling_counts;
 CREATE TRIGGER kling_sum_up AFTER INSERT ON kling_counts FOR EACH ROW
-    WHEN (random() * {SUMMED_UP} < 1) EXECUTE FUNCTION kling_sum_up();
+    WHEN (random() * {SUM_UP_INTERVAL} < 1) EXECUTE FUNCTION kling_sum_up();
 -- The reader numbers what is committed, so an outcome that is committed later gets a higher number.
 CREATE OR REPLACE FUNCTION kling_read_outcomes(of_run text, after bigint, page integer)
 RETURNS SETOF kling_outcomes LANGUAGE plpgsql
@@ -164,7 +164,7 @@ BEGIN  -- along the index, which the planner would not choose before the first A
         AND EXISTS (SELECT FROM kling_outcomes WHERE run = of_run AND number IS NULL) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended('kling_outcomes ' || of_run, 0));
         UPDATE kling_outcomes SET number = nextval('kling_outcome_numbers') WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM kling_outcomes WHERE run = of_run AND number IS NULL LIMIT {NUMBERED}));
+            SELECT ctid FROM kling_outcomes WHERE run = of_run AND number IS NULL LIMIT {NUMBER_BATCH}));
     END IF;
     RETURN QUERY
     SELECT * FROM kling_outcomes WHERE run = of_run AND number > after ORDER BY number LIMIT page;

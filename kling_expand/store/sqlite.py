@@ -58,7 +58,7 @@ W = TypeVar("W")
 logger: logging.Logger = logging.getLogger(__name__)
 
 BATCH = 256  # writes in one commit at most, so that waking their callers never blocks the loop for long
-WORKERS_START = 10.0  # seconds within which all workers of a program open their files
+WORKERS_START_TIMEOUT = 10.0  # seconds within which all workers of a program open their files
 PAGE = 200  # jobs read at a time
 SAME_REQUEST = "key = ? AND params_hash = ?"
 _FINDINGS = "check of "  # prefix of the names of check results
@@ -158,8 +158,8 @@ class SQLiteStore(JobStore):
             if name != WORKER:
                 limit = f"must have no placeholder but {WORKER} in its name"
                 raise ConfigurationError(requirement("journal", repr(os.fsdecode(path)), limit))
-        self._given = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
-        self.path: str = self._given
+        self._pattern = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
+        self.path: str = self._pattern
         self.run: str = run or ""
         self.account: str = account  # once open, the file's account, or empty if not known
         self._clock = clock
@@ -167,14 +167,14 @@ class SQLiteStore(JobStore):
         self._writes: WriteQueue[Statement] | None = None
         self._earlier: set[str] = set()  # ids of tasks that a lost journal may have recorded
         self._unlisted = False
-        self._left_over: asyncio.TimerHandle | None = None
+        self._left_over_timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         if self._writes is not None:
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
         # Each opening has its own object, because the thread of an earlier one may still be closing its file.
-        file = self._file = DatabaseFile(self._given, FORMAT)
+        file = self._file = DatabaseFile(self._pattern, FORMAT)
         writes: WriteQueue[Statement] = WriteQueue(file.commit)
         try:
             await writes.run(file.open)
@@ -185,16 +185,16 @@ class SQLiteStore(JobStore):
             writes.abort(file.close)
             raise
         self.path, self._writes, self._unlisted = file.path, writes, False
-        if WORKER in self._given:
-            self._left_over = self._loop.call_later(WORKERS_START, self._look_for_left_over)
+        if WORKER in self._pattern:
+            self._left_over_timer = self._loop.call_later(WORKERS_START_TIMEOUT, self._check_left_over)
         self.recovered, self._earlier = earlier is not None, earlier or set()
         return self
 
     async def aclose(self) -> None:
         """Write all waiting records, then close and unlock the file. A second call does nothing."""
         writes, self._writes = self._writes, None
-        if self._left_over is not None:
-            self._left_over.cancel()
+        if self._left_over_timer is not None:
+            self._left_over_timer.cancel()
         if writes is not None:
             await writes.close(lambda _db: None, self._file.close)
 
@@ -209,8 +209,8 @@ class SQLiteStore(JobStore):
             async with cls(copy) as store:
                 yield store
 
-    def _look_for_left_over(self) -> None:
-        self._loop.run_in_executor(None, warn_of_left_over, self._given, self.path)
+    def _check_left_over(self) -> None:
+        self._loop.run_in_executor(None, warn_of_left_over, self._pattern, self.path)
 
     async def set_rows(self, rows: int) -> None:
         """Record how many rows the current run has, and forget earlier bad rows."""
@@ -277,9 +277,9 @@ class SQLiteStore(JobStore):
         if tasks is None:
             self._unlisted = True
         else:
-            ours = [task for task in tasks if codec.is_derived_id(task.external_task_id)]
-            await self._execute(partial(add_earlier_tasks, ours))
-            self._earlier.update(task.external_task_id or "" for task in ours)
+            derived = [task for task in tasks if codec.is_derived_id(task.external_task_id)]
+            await self._execute(partial(add_earlier_tasks, derived))
+            self._earlier.update(task.external_task_id or "" for task in derived)
         self.recovered: bool = True
 
     async def get(self, external_task_id: str) -> JobRecord | None:
@@ -295,7 +295,7 @@ class SQLiteStore(JobStore):
         found = await self.get(external_task_id)
         statement = partial(newest, "external_task_id = ?", (external_task_id,))
         errors: list[JournalError] = []
-        for path in [] if found else await asyncio.to_thread(worker_files, self._given):
+        for path in [] if found else await asyncio.to_thread(worker_files, self._pattern):
             try:
                 if found is None and path != self.path:
                     found = await asyncio.to_thread(read_copy, path, statement)
@@ -362,12 +362,12 @@ class SQLiteStore(JobStore):
 # ---------------------------------------------------------------------------- statements
 
 
-def warn_of_left_over(pattern: str, own: str) -> None:
+def warn_of_left_over(pattern: str, own_path: str) -> None:
     """Log each file of a *pattern* with ``{worker}`` that has open jobs and is used by no process."""
     states = ", ".join(f"'{state}'" for state in UNFINISHED)
     query = f"SELECT count(*) FROM jobs WHERE latest = 1 AND state IN ({states})"  # noqa: S608 - no user input
     for path in worker_files(pattern):
-        if path != own and (jobs := count_if_unlocked(path, query)):
+        if path != own_path and (jobs := count_if_unlocked(path, query)):
             logger.warning(
                 "the journal %s has %d open jobs that no worker continues; start as many workers as before",
                 path,
@@ -392,8 +392,8 @@ def name_account(path: str, account: str, db: Connection) -> str:
     known: str = row[0] if row else ""
     if account in {"", known}:
         return known
-    sent = "SELECT 1 FROM jobs WHERE task_id IS NOT NULL OR last_post_at IS NOT NULL LIMIT 1"
-    if known and db.execute(sent).fetchone():
+    query = "SELECT 1 FROM jobs WHERE task_id IS NOT NULL OR last_post_at IS NOT NULL LIMIT 1"
+    if known and db.execute(query).fetchone():
         advice = "use the service, dialect and key of the journal, or another journal"
         raise JournalError(f"the journal {path} belongs to {known}, not to {account}; {advice}")
     db.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
@@ -549,8 +549,10 @@ def _known(external_task_id: str, db: Connection) -> JobRecord:
 
 def page(states: tuple[JobState, ...], after: int, db: Connection) -> Page:
     """Return the next page of jobs after row *after*, merged from one index scan for each state."""
-    walk = "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
-    ids = " UNION ALL ".join([walk] * len(states))
+    per_state = (
+        "SELECT * FROM (SELECT id FROM jobs WHERE latest = 1 AND state = ? AND id > ? ORDER BY id LIMIT ?)"
+    )
+    ids = " UNION ALL ".join([per_state] * len(states))
     query = f"SELECT id, {COLUMNS} FROM jobs WHERE id IN ({ids}) ORDER BY id LIMIT ?"  # noqa: S608 - no user input
     values = [value for state in states for value in (state, after, PAGE)]
     return [(row[0], JobRecord(*row[1:])) for row in db.execute(query, (*values, PAGE))]

@@ -47,7 +47,7 @@ MAX_WORKERS = 1000
 COPY_TRIES = 50
 LOCK_TIMEOUT = 0.5  # seconds: a backup or a shell may hold a lock for a moment
 _SQLITE_BYTES = 512, 0x40000000  # the range that SQLite locks: length and first byte
-_OWN_BYTE = 0x40001000  # a byte outside that range
+_LOCK_BYTE = 0x40001000  # a byte outside that range
 
 _CAUSES = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space and try again",
@@ -152,7 +152,7 @@ class DatabaseFile:
             return  # SQLite then gets the same error and reports its cause
         _descriptors.add(self._descriptor)
         if hasattr(fcntl, "F_OFD_SETLK"):
-            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _OWN_BYTE, 1, 0)
+            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _LOCK_BYTE, 1, 0)
             _try_lock(lambda: fcntl.fcntl(self._descriptor, fcntl.F_OFD_SETLK, request))
 
     def _create(self, db: Connection) -> None:
@@ -172,8 +172,8 @@ class DatabaseFile:
     def _check(self, db: Connection) -> bool:
         """Return whether the file is new. Raise `JournalError` if it is neither new nor an intact journal."""
         application_id, version, tables = (
-            db.execute(question).fetchone()[0]
-            for question in (
+            db.execute(query).fetchone()[0]
+            for query in (
                 "PRAGMA application_id",
                 "PRAGMA user_version",
                 "SELECT count(*) FROM sqlite_master",
@@ -188,9 +188,9 @@ class DatabaseFile:
                 f"the schema version of the journal {self.path} must be at most {self._format.version}, got"
                 f" {version}; use the version of kling_expand that wrote it"
             )
-        flaw = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if flaw != "ok":
-            raise JournalError(f"the journal {self.path}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({flaw})")
+        problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise JournalError(f"the journal {self.path}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({problem})")
         return False
 
     def _warn_of_loss(self, db: Connection, *, new: bool, log_found: bool) -> None:
@@ -198,9 +198,9 @@ class DatabaseFile:
         if new:
             logger.warning("the journal %s was an empty file and is now a new journal", self.path)
             return
-        killed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
+        unclosed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
-        if killed and mode == "wal" and not log_found:
+        if unclosed and mode == "wal" and not log_found:
             logger.warning(
                 "the journal %s was not closed, and %s-wal is missing: unless another program has opened the"
                 " journal since then, its last records are lost; restore the -wal file before you continue",
@@ -256,13 +256,13 @@ class DatabaseFile:
         FUSE and network mounts.
         """
         try:
-            by_path, held = os.stat(self.path), os.fstat(self._descriptor)  # noqa: PTH116 - for each batch
+            by_path, by_descriptor = os.stat(self.path), os.fstat(self._descriptor)  # noqa: PTH116 - for each batch
             if self._has_log:
                 os.stat(f"{self.path}-wal")  # noqa: PTH116 - the same
         except OSError:
             return True
-        lost = held.st_nlink < self._links and not os.path.samestat(by_path, held)
-        self._links = self._links if lost else held.st_nlink
+        lost = by_descriptor.st_nlink < self._links and not os.path.samestat(by_path, by_descriptor)
+        self._links = self._links if lost else by_descriptor.st_nlink
         return lost
 
     def close(self) -> None:
@@ -360,9 +360,9 @@ def peek_meta(path: str, name: str) -> str | None:
     A value that a killed process wrote may be missing.
     """
     with contextlib.suppress(sqlite3.Error):
-        peek = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-        with contextlib.closing(peek):
-            for (value,) in peek.execute("SELECT value FROM meta WHERE name = ?", (name,)):
+        db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        with contextlib.closing(db):
+            for (value,) in db.execute("SELECT value FROM meta WHERE name = ?", (name,)):
                 return str(value)
     return None
 

@@ -17,7 +17,7 @@ from kling_expand.fleet.schema import ALONE, FOLLOW, MAX_DEATHS, NEW, STARVATION
 from kling_expand.models import Task
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver
 from kling_expand.store.postgres_pool import ConnectionPool
-from kling_expand.testing import FAILED, SUCCEEDED, intend
+from kling_expand.testing import FAILED, SUCCEEDED, record_job
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -79,7 +79,7 @@ async def record_running(
 ) -> str:
     """Record a task that a worker created, and return its external id."""
     store = PostgresStore(database, owner=owner, account=account)
-    job = await intend(store, key, n=n)
+    job = await record_job(store, key, n=n)
     await store.mark_sending(job.external_task_id)
     await store.observe(job.external_task_id, Task(f"task of {key}", "submitted"))
     return job.external_task_id
@@ -134,7 +134,7 @@ async def test_a_worker_without_a_lease_sends_nothing(database: ConnectionPool) 
     """A worker that resumes after the end of its lease can neither send a create nor take a job."""
     lease = await start_lease(database)
     store = PostgresStore(database, owner=lease.worker, leased=True)
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     await store.mark_sending(name)
     await expire(database, lease)
     await requeue_dead(database)
@@ -149,7 +149,7 @@ async def test_a_response_from_before_a_stop_is_not_trusted(
     """A response from before the process was stopped is not trusted afterwards."""
     lease = await start_lease(database)
     store = PostgresStore(database, owner=lease.worker, leased=True)
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     fetch = database.fetch
 
     async def stopped(query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -371,7 +371,7 @@ async def test_init_can_be_repeated_while_workers_run(fleet: Fleet, database: Co
         key = job.payload["key"]
         assert await acquire(worker, key, 1, 9, 0.0)
         await worker.beat([job.id])
-        name = (await intend(store, key)).external_task_id
+        name = (await record_job(store, key)).external_task_id
         await store.mark_sending(name)
         await store.observe(name, FAILED)
         await store.record_outcome(JobOutcome(key, "failed"), queued=job.id)

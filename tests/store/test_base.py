@@ -26,7 +26,7 @@ from kling_expand.store.base import (
     identify,
 )
 from kling_expand.store.sqlite import SQLiteStore
-from kling_expand.testing import FAILED, SUCCEEDED, intend
+from kling_expand.testing import FAILED, SUCCEEDED, record_job
 
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "examples" / "photos" / "chelsea.jpg"
@@ -196,7 +196,7 @@ async def test_a_job_is_forgotten_when_it_ends(end: Any) -> None:
     """However a job ends, its record is dropped."""
     store = MemoryStore()
     for number in range(100):
-        name = (await intend(store, str(number))).external_task_id
+        name = (await record_job(store, str(number))).external_task_id
         await store.mark_sending(name)
         await end(store, name)
     assert [job async for job in store.jobs()] == []
@@ -208,8 +208,8 @@ async def test_memory_is_bounded() -> None:
     store = MemoryStore(limit=10)
     names = []
     for number in range(1000):
-        names.append((await intend(store, str(number))).external_task_id)
-        await store.observe((await intend(store, f"failed {number}")).external_task_id, FAILED)
+        names.append((await record_job(store, str(number))).external_task_id)
+        await store.observe((await record_job(store, f"failed {number}")).external_task_id, FAILED)
     held = [job.key async for job in store.jobs()]
     assert held == [str(number) for number in range(1000 - len(held), 1000)]
     assert len(held) in {9, 10}

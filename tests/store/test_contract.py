@@ -20,7 +20,7 @@ from kling_expand.store.base import JobState, JobStore, MemoryStore
 from kling_expand.store.postgres import PostgresStore, create_tables
 from kling_expand.store.postgres_pool import ConnectionPool
 from kling_expand.store.sqlite import SQLiteStore
-from kling_expand.testing import JobStoreContract, MakeStore, Seconds, intend
+from kling_expand.testing import JobStoreContract, MakeStore, Seconds, record_job
 
 pytest_plugins = ["support.postgres"]
 
@@ -81,7 +81,7 @@ class Model:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], list[Any]] = {}
 
-    def intend(self, job: tuple[str, str]) -> None:
+    def record_job(self, job: tuple[str, str]) -> None:
         """Apply `record_intent`."""
         row = self.rows.setdefault(job, [1, "intent", False])
         if row[1] == "failed":
@@ -132,11 +132,11 @@ async def follow(
                 await stack.aclose()
                 store = await stack.enter_async_context(make_store())
                 for known in model.rows if owned else ():
-                    model.intend(known)
-                    names[known] = (await intend(store, *known)).external_task_id
+                    model.record_job(known)
+                    names[known] = (await record_job(store, *known)).external_task_id
             elif call == "intend":
-                model.intend(job)
-                names[job] = (await intend(store, key, digest)).external_task_id
+                model.record_job(job)
+                names[job] = (await record_job(store, key, digest)).external_task_id
             elif job in model.rows:
                 refused = call == "sending" and model.rows[job][2]
                 with pytest.raises(JournalError) if refused else contextlib.nullcontext():

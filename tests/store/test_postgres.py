@@ -15,7 +15,7 @@ from kling_expand.fleet.dev_server import Cluster
 from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, TakenOver, check_tables, create_tables
 from kling_expand.store.postgres_pool import ConnectionPool
-from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, record_job
 
 pytest_plugins = ["support.postgres"]
 
@@ -49,7 +49,7 @@ def test_no_sqlite_is_loaded() -> None:
 
 async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: ConnectionPool) -> None:
     """The billed units are summed over the run for every worker, and each task counts once."""
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     await store.observe(name, RUNNING)
     assert await store.units_billed() == 0
     await asyncio.gather(*(store.observe(name, SUCCEEDED) for _ in range(3)))
@@ -61,9 +61,9 @@ async def test_the_cost_of_a_job_is_recorded(store: PostgresStore, pool: Connect
 
 async def test_a_worker_presumed_dead_does_not_send(store: PostgresStore, pool: ConnectionPool) -> None:
     """Once another worker owns a job, the old owner gets an error before it sends a create."""
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     successor = await another(pool)
-    assert (await intend(successor)).external_task_id == name
+    assert (await record_job(successor)).external_task_id == name
     with pytest.raises(TakenOver, match="another worker"):
         await store.mark_sending(name)
     await successor.mark_sending(name)
@@ -80,7 +80,7 @@ async def test_many_workers_make_one_attempt(store: PostgresStore, dsn: str) -> 
         for attempt in (1, 2):
             (job,) = {
                 (job.external_task_id, job.attempt)
-                for job in await asyncio.gather(*(intend(worker) for worker in workers))
+                for job in await asyncio.gather(*(record_job(worker) for worker in workers))
             }
             assert job[1] == attempt
             await store.observe(job[0], FAILED)
@@ -89,11 +89,11 @@ async def test_many_workers_make_one_attempt(store: PostgresStore, dsn: str) -> 
 
 async def test_runs_are_isolated(store: PostgresStore, pool: ConnectionPool) -> None:
     """Two runs in one database share no key, no job and no id."""
-    mine = await intend(store)
+    mine = await record_job(store)
     other = PostgresStore(pool, run="other", owner=7)
     assert await other.find("k") is None
     assert not any((await other.counts()).values())
-    job = await intend(other)
+    job = await record_job(other)
     assert job.attempt == 1
     assert job.external_task_id != mine.external_task_id
 
@@ -101,7 +101,7 @@ async def test_runs_are_isolated(store: PostgresStore, pool: ConnectionPool) -> 
 @pytest.mark.parametrize("state", ["submitted", "done"])
 async def test_a_call_survives_a_restart_of_the_database(store: PostgresStore, dsn: str, state: str) -> None:
     """A connection that is lost during a call is replaced, and the call still succeeds."""
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     with psycopg.connect(dsn, autocommit=True) as killer:
         others = "pid <> pg_backend_pid() AND datname = %s"
         query = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
@@ -126,7 +126,7 @@ async def test_missing_tables_are_reported_at_once(dsn: str) -> None:
 async def test_saves_of_a_fleet_are_recorded_with_the_outcome(pool: ConnectionPool) -> None:
     """With the outcome, the record gets each different save once, the newest first."""
     store = PostgresStore(pool, run="r", leased=True)
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     await store.observe(name, SUCCEEDED)
     for files in (["a.png"], ["a.png"], ["b.png"]):
         await store.mark_saved(name, files)
@@ -223,7 +223,7 @@ async def test_older_tables_are_refused_until_they_are_upgraded(old_tables: str)
         async with PostgresStore(pool, run="r") as store:
             assert [outcome.key for _, outcome in await store.outcomes()] == ["old"]
             assert [(job.key, job.task_id) async for job in store.jobs()] == [("k", "t")]
-            job = await intend(store, "new")
+            job = await record_job(store, "new")
             await store.mark_sending(job.external_task_id)
 
 

@@ -16,8 +16,8 @@ from kling_expand.fleet.queue import Fleet
 from kling_expand.fleet.schema import FOLLOW, SAVE
 from kling_expand.store.base import JobState
 from kling_expand.store.postgres import JobOutcome, PostgresStore, create_tables
-from kling_expand.store.postgres_schema import SUMMED_UP
-from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, intend
+from kling_expand.store.postgres_schema import SUM_UP_INTERVAL
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, record_job
 
 pytest_plugins = ["support.postgres", "support.fleet"]
 
@@ -76,14 +76,14 @@ class Jobs:
             if choice == 0:
                 await self.lease.requeue(job, self.rng.choice([0.0, 60.0]), saving=self.rng.random() < 0.3)
             elif choice == 1:
-                await self.lease.put_aside(job)
+                await self.lease.set_failed(job)
             elif choice < 4:
                 status = self.rng.choice(["succeeded", "failed", "refused"])
                 await self.store.record_outcome(JobOutcome(job.payload["key"], status), queued=job.id)
 
     async def begin(self) -> None:
         """Record an intent."""
-        self.names.append((await intend(self.store, f"k{self.rng.randrange(20)}")).external_task_id)
+        self.names.append((await record_job(self.store, f"k{self.rng.randrange(20)}")).external_task_id)
 
     async def observe(self) -> None:
         """Record a snapshot of a task."""
@@ -141,7 +141,7 @@ async def test_the_changes_are_summed_up(fleet: Fleet) -> None:
 
     await asyncio.gather(*(asyncio.to_thread(work) for _ in range(2)))
     ((rows,),) = await fleet.database.fetch("SELECT count(*) FROM kling_counts")
-    assert rows < 1500, f"one in {SUMMED_UP} changes sums them up"
+    assert rows < 1500, f"one in {SUM_UP_INTERVAL} changes sums them up"
     assert (await fleet.stats()).queued == 2000
 
 
@@ -154,7 +154,7 @@ async def test_a_rollback_leaves_the_counts_right(fleet: Fleet) -> None:
         database.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         database.execute("SELECT 1 FROM procrastinate_jobs")
         await fleet.submit_many(ExpandRequest("b.png", Ratios(up=n / 100)) for n in range(1, 60))
-        for _ in range(3 * SUMMED_UP):
+        for _ in range(3 * SUM_UP_INTERVAL):
             for stage in (":save", ""):
                 database.execute("UPDATE procrastinate_jobs SET queue_name = 'kling_default' || %s", (stage,))
     await check_counts(fleet)
@@ -166,7 +166,7 @@ async def test_older_tables_are_counted_once_by_init(fleet: Fleet) -> None:
     await fleet.submit_many(ExpandRequest("a.png", Ratios(up=1.0), key=f"k{n}") for n in range(7))
     store = PostgresStore(fleet.database, owner=1)
     await store.record_outcome(JobOutcome("k", "failed"))
-    name = (await intend(store)).external_task_id
+    name = (await record_job(store)).external_task_id
     await store.observe(name, SUCCEEDED)
     with psycopg.connect(fleet.dsn) as database:
         database.execute("DROP TABLE kling_counts")

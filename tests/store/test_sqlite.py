@@ -15,7 +15,7 @@ from kling_expand.errors import ConfigurationError, JournalError
 from kling_expand.models import Task
 from kling_expand.store.base import JobIdentity, JobRecord, JobState
 from kling_expand.store.sqlite import SQLiteStore, boot_time
-from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, intend, prepared, virtual_time
+from kling_expand.testing import FAILED, RUNNING, SUCCEEDED, Seconds, prepared, record_job, virtual_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,8 @@ async def test_any_worker_reads_the_jobs_of_all(tmp_path: Path) -> None:
     name = tmp_path / "jobs-{worker}.db"
     async with SQLiteStore(name) as left, SQLiteStore(name) as first, SQLiteStore(name) as second:
         ids = [
-            (await intend(each, str(number))).external_task_id for number, each in enumerate((left, first))
+            (await record_job(each, str(number))).external_task_id
+            for number, each in enumerate((left, first))
         ]
         await left.aclose()
         await first.mark_sending(ids[1])
@@ -62,7 +63,7 @@ async def test_a_file_of_another_worker_hides_no_job(tmp_path: Path) -> None:
         assert await store.get_from_any("unknown") is None
         (tmp_path / "jobs-2.db").write_bytes(b"no journal")
         async with SQLiteStore(tmp_path / "jobs-3.db") as other:
-            job = await intend(other, "k")
+            job = await record_job(other, "k")
         assert await store.get_from_any(job.external_task_id) == job
         with pytest.raises(JournalError, match=r"jobs-2\.db cannot be read"):
             await store.get_from_any("unknown")
@@ -86,10 +87,10 @@ async def test_the_age_of_a_create_is_never_too_high(
     """The age is exact since the system's last start, and otherwise the lower of two estimates."""
     clock = [(1000.0, ("same", 100.0)), (1000.0 + wall, boot)]
     async with SQLiteStore(path, clock=lambda: clock[0][0], boot_clock=lambda: clock[0][1]) as store:
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.mark_sending(name)
         clock.pop(0)
-        assert await store.post_age(await intend(store)) == age
+        assert await store.post_age(await record_job(store)) == age
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports when it was started")
@@ -97,9 +98,9 @@ async def test_the_age_is_counted_by_the_system_uptime(path: Path) -> None:
     """By default, the age of a create is counted by the time since the system's last start."""
     assert boot_time() is not None
     async with SQLiteStore(path) as store:
-        name = (await intend(store)).external_task_id
+        name = (await record_job(store)).external_task_id
         await store.mark_sending(name)
-        job = await intend(store)
+        job = await record_job(store)
         assert job.last_post_mark is not None
         assert 0 <= await store.post_age(evolve(job, last_post_at=0.0)) < 60
 
@@ -109,8 +110,8 @@ async def test_earlier_tasks_are_kept(path: Path) -> None:
     lost = path.with_name("lost.db")
     async with SQLiteStore(lost) as store:
         assert not store.recovered
-        names = [(await intend(store, key)).external_task_id for key in "abc"]
-        given = (await intend(store, "d", external_task_id="kx-given")).external_task_id
+        names = [(await record_job(store, key)).external_task_id for key in "abc"]
+        given = (await record_job(store, "d", external_task_id="kx-given")).external_task_id
     tasks = [
         evolve(RUNNING, external_task_id=names[0]),
         evolve(FAILED, external_task_id=names[1]),
@@ -124,22 +125,22 @@ async def test_earlier_tasks_are_kept(path: Path) -> None:
         assert store.recovered
     async with SQLiteStore(path) as store:
         assert store.recovered
-        jobs = [await intend(store, key) for key in "abc"]
+        jobs = [await record_job(store, key) for key in "abc"]
         assert [(job.state, job.attempt) for job in jobs] == [
             ("submitted", 1),
             ("intent", 2),
             ("submitted", 1),
         ]
-        job = await intend(store, "d", external_task_id="kx-given")
+        job = await record_job(store, "d", external_task_id="kx-given")
         assert (job.state, job.task_id) == ("intent", None)
-        assert (await intend(store, "e")).state == "intent"
+        assert (await record_job(store, "e")).state == "intent"
 
 
 async def test_tasks_that_cannot_be_listed_may_exist(path: Path) -> None:
     """If tasks cannot be listed, each new job counts as possibly sent, until the file is reopened."""
     async with SQLiteStore(path) as store:
         await store.recover(None)
-        job = await intend(store)
+        job = await record_job(store)
         assert (job.state, job.last_post_at, await store.post_age(job)) == ("unknown", None, math.inf)
     async with SQLiteStore(path) as store:
         assert not store.recovered
@@ -156,13 +157,13 @@ async def test_a_failed_write_does_not_affect_the_others(store: SQLiteStore) -> 
         raise ZeroDivisionError
 
     outcomes = await asyncio.gather(
-        intend(store, "a", external_task_id="one"),
-        intend(store, "b", external_task_id="one"),
+        record_job(store, "a", external_task_id="one"),
+        record_job(store, "b", external_task_id="one"),
         store._claim({"key": "c", "params_hash": "h"}, broken),
         store.record_intent(JobIdentity("\ud800", "h"), prepared()),
         wrong(object()),
         wrong(None),
-        intend(store, "d"),
+        record_job(store, "d"),
         return_exceptions=True,
     )
     assert [type(outcome) for outcome in outcomes] == [
@@ -192,8 +193,8 @@ def test_no_image_is_stored(path: Path) -> None:
 
 async def test_a_cancelled_call_does_not_undo_its_write(store: SQLiteStore) -> None:
     """Cancelling an await neither undoes the write nor affects another write."""
-    cancelled = asyncio.ensure_future(intend(store, "a"))
-    other = asyncio.ensure_future(intend(store, "b"))
+    cancelled = asyncio.ensure_future(record_job(store, "a"))
+    other = asyncio.ensure_future(record_job(store, "b"))
     await asyncio.sleep(0)
     cancelled.cancel()
     await other
@@ -220,7 +221,7 @@ async def test_a_journal_belongs_to_one_account(tmp_path: Path) -> None:
     for account in ("", "one", "two"):
         async with SQLiteStore(path, account=account) as store:
             assert store.account == account
-            job = await intend(store, "k")
+            job = await record_job(store, "k")
     async with SQLiteStore(path) as store:
         assert store.account == "two"
         await store.mark_sending(job.external_task_id)
@@ -237,7 +238,7 @@ async def test_a_closed_store_raises_and_can_be_reopened(path: Path) -> None:
         await store.counts()
     await store.aclose()
     async with store:
-        await intend(store)
+        await record_job(store)
         with pytest.raises(JournalError, match="open already"):
             await store.__aenter__()
     await store.aclose()
@@ -256,7 +257,7 @@ async def test_a_store_belongs_to_its_event_loop(store: SQLiteStore) -> None:
 async def test_closing_commits_pending_writes(path: Path) -> None:
     """Writes that began before `aclose` are on disk after it."""
     store = await SQLiteStore(path).__aenter__()
-    writes = [asyncio.ensure_future(intend(store, str(number))) for number in range(600)]
+    writes = [asyncio.ensure_future(record_job(store, str(number))) for number in range(600)]
     await asyncio.sleep(0)
     await store.aclose()
     assert all(write.done() and write.result() for write in writes)
@@ -268,7 +269,7 @@ async def test_closing_commits_pending_writes(path: Path) -> None:
 async def test_opening_and_closing_can_be_cancelled(path: Path, turns: int) -> None:
     """Whenever opening or closing is cancelled, the file ends up unlocked, with every awaited record."""
     async with SQLiteStore(path) as store:
-        await intend(store)
+        await record_job(store)
     for call in (SQLiteStore.__aenter__, SQLiteStore.aclose):
         store = SQLiteStore(path)
         if call is SQLiteStore.aclose:

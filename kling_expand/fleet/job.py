@@ -373,8 +373,8 @@ def retry_delay(error: Exception, attempt: int) -> float | None:
     if isinstance(error, _OPERATOR_ERRORS):
         return OPERATOR_RETRY_DELAY
     # If this machine has never reached the service, another machine may reach it, or this one after a repair.
-    passing = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
-    transient = isinstance(error, passing) or not isinstance(error, KlingError)
+    temporary = (SubmissionUnknown, TransportError, DeadlineExceeded, DownloadError, JournalError)
+    transient = isinstance(error, temporary) or not isinstance(error, KlingError)
     if not transient and not getattr(error, "retryable", False):
         return None
     return min(5.0 * float(1 << min(attempt, 10)), MAX_FOLLOW_DELAY if may_exist else 600.0)

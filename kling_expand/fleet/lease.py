@@ -40,7 +40,7 @@ from kling_expand.store.postgres_schema import VERSION
 from .schema import NEW
 
 POLL_INTERVAL = 5.0  # seconds between two requests for permits, in case a notification is lost
-ASKED_AT_ONCE = 20  # waiters of a worker for which one statement requests permits
+PERMIT_BATCH = 20  # waiters of a worker for which one statement requests permits
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class QueuedJob:
     deaths: int
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """The result of a heartbeat.
 
     `idle` are the ids of jobs that the database assigns to this worker but that it is not running. `due` says
@@ -118,7 +118,7 @@ class Lease:
         values = self.run, self.account, self._exact, self._alone, self.timeout
         self.worker = (await self.database.fetch(_REGISTER, *values))[0][0]
 
-    async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Beat:
+    async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Heartbeat:
         """Send a heartbeat, and requeue the jobs of workers whose leases have ended.
 
         If the response to a committed `take` was lost with its connection, the database assigns jobs to this
@@ -141,7 +141,7 @@ class Lease:
             )
         if requeued:
             logger.warning("requeued %d jobs that no live worker was running", requeued)
-        return Beat(set(idle), due, runs_alone, orphans)
+        return Heartbeat(set(idle), due, runs_alone, orphans)
 
     async def end(self) -> None:
         """Requeue every job that is still held, release the permits, and delete the registration."""
@@ -165,9 +165,9 @@ class Lease:
         """
         await self.database.fetch(_REQUEUE, self.run, delay, int(charge), saving, job.id, self.worker)
 
-    async def put_aside(self, job: QueuedJob) -> None:
+    async def set_failed(self, job: QueuedJob) -> None:
         """Mark a job that cannot be executed as failed, and keep it in the queue's table."""
-        await self.database.fetch(_PUT_ASIDE, job.id, self.worker)
+        await self.database.fetch(_SET_FAILED, job.id, self.worker)
 
     # ------------------------------------------------------------------ permits
 
@@ -216,7 +216,7 @@ FROM kling_take(%s, %s, %s, %s, %s)
 _REQUEUE = """
 SELECT kling_requeue(array_agg(id), %s, %s, %s, %s) FROM procrastinate_jobs WHERE id = %s AND worker_id = %s
 """
-_PUT_ASIDE = """
+_SET_FAILED = """
 UPDATE procrastinate_jobs SET status = 'failed', worker_id = NULL WHERE id = %s AND worker_id = %s RETURNING 1
 """
 _PERMITS = "SELECT kling_permits(%s, %s, %s, %s, %s::text[], %s::text[], %s::integer[], %s::float8[])"
@@ -281,7 +281,7 @@ class Permits:
         self._changed.set()  # the database must learn that no job is waiting any more
         for waiter in self._waiters:
             if not waiter.granted.done():
-                waiter.granted.set_exception(_stopping())
+                waiter.granted.set_exception(_stopping_error())
 
     def wake(self, payload: str = "") -> None:
         """Request permits now if it is this worker's turn. This is the handler of `PERMIT_CHANNEL`."""
@@ -292,7 +292,7 @@ class Permits:
 
     async def _acquire(self, waiter: _Waiting) -> None:
         if self._closed:
-            raise _stopping()
+            raise _stopping_error()
         if not self._waiters:  # otherwise permits for the first waiter are already requested
             self._changed.set()
         self._waiters.append(waiter)
@@ -321,17 +321,17 @@ class Permits:
         """Release and take permits in one statement, and grant those taken to the first waiters."""
         self._waiters = deque(waiter for waiter in self._waiters if not waiter.granted.done())
         now = asyncio.get_running_loop().time()
-        first = list(islice(self._waiters, ASKED_AT_ONCE))
+        first = list(islice(self._waiters, PERMIT_BATCH))
         released, self._released = self._released, []
-        asked = [Waiter(waiter.key, waiter.n, now - waiter.since) for waiter in first]
-        count = await self._lease.exchange_permits(released, asked, self.limit)
+        requests = [Waiter(waiter.key, waiter.n, now - waiter.since) for waiter in first]
+        count = await self._lease.exchange_permits(released, requests, self.limit)
         for waiter in first[:count]:
             self._waiters.popleft()
             if waiter.granted.done():
                 self._release(waiter.key)
             else:
                 waiter.granted.set_result(None)
-        if count == ASKED_AT_ONCE:
+        if count == PERMIT_BATCH:
             self._changed.set()
 
 
@@ -362,23 +362,23 @@ class SharedSlots(Slots):
         Raises:
             NotSubmitted: if the slots are closed.
         """
-        place = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
+        acquiring = asyncio.ensure_future(super().acquire(n, flow, priority=priority, first=first))
         closed = asyncio.ensure_future(self._closed.wait())
         try:
-            await asyncio.wait({place, closed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({acquiring, closed}, return_when=asyncio.FIRST_COMPLETED)
             if self._closed.is_set():
-                if place.done():
+                if acquiring.done():
                     self.release(n)
-                raise _stopping()
-            return place.result()
+                raise _stopping_error()
+            return acquiring.result()
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
+            if acquiring.done() and not acquiring.cancelled():
                 self.release(n)
             raise
         finally:
-            place.cancel()
+            acquiring.cancel()
             closed.cancel()
 
 
-def _stopping() -> NotSubmitted:
+def _stopping_error() -> NotSubmitted:
     return NotSubmitted("the worker is stopping and created no task; another worker will run the job")

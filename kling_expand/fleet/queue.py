@@ -50,14 +50,14 @@ __all__ = ["Fleet", "FleetStats"]
 
 CALLBACK_CHANNEL = "kling_callbacks"  # forwards callbacks to the workers
 BATCH = 1000  # jobs queued by one statement
-CANCELLED_AT_ONCE = 10_000  # jobs cancelled by one statement, so that its cost is bounded
+CANCEL_BATCH = 10_000  # jobs cancelled by one statement, so that its cost is bounded
 MAX_QUEUED = 100_000  # jobs in the queue before `submit_many` waits
 UNSIGNED_INTERVAL = 5.0  # seconds between two unsigned callbacks of a task that are forwarded
 MAX_UNSIGNED = 1000  # tasks whose unsigned callbacks are forwarded during UNSIGNED_INTERVAL
 MAX_NOTIFICATION = 7500  # bytes of a forwarded callback: PostgreSQL's limit is 8000 with the envelope
 POLL_INTERVAL = 2.0  # seconds between two reads for results
 TAKE_INTERVAL = 5.0  # seconds between two reads of an empty queue, for delayed jobs and lost notifications
-TAKEN_AT_ONCE = 8  # new jobs taken by one statement, so that workers that start together share them
+TAKE_BATCH = 8  # new jobs taken by one statement, so that workers that start together share them
 SAVE_INTERVAL = 5.0  # seconds between two reads of the jobs whose pictures are to be saved later
 MAX_FOLLOWED = 1000  # tasks that one worker follows for workers that have ended
 CRASH_RETRY_DELAY = 5.0  # seconds until a job is retried after an unexpected error
@@ -94,7 +94,7 @@ class Consumer:
         self._concurrency = concurrency
         self._enough = concurrency if enough is None else enough
         self._alone = alone
-        self._arrived = asyncio.Event()
+        self._woken = asyncio.Event()
         self._save_at = 0.0
         self._running: dict[asyncio.Task[None], QueuedJob] = {}
 
@@ -112,17 +112,17 @@ class Consumer:
     def _room(self) -> int:
         """The number of new jobs to take now."""
         new = sum(job.stage == NEW for job in self._running.values())
-        room = max(0, min(TAKEN_AT_ONCE, self._concurrency - new))
-        return room if new < self._enough or room == TAKEN_AT_ONCE else 0
+        room = max(0, min(TAKE_BATCH, self._concurrency - new))
+        return room if new < self._enough or room == TAKE_BATCH else 0
 
     def wake(self, _payload: str = "") -> None:
         """Take jobs now if there is room. This is the handler of the queue's notifications."""
-        self._arrived.set()
+        self._woken.set()
 
     async def take_jobs(self) -> None:
         """Take jobs whenever there is room, until cancelled."""
         while True:
-            self._arrived.clear()
+            self._woken.clear()
             for job in (taken := await self._take()):
                 task = asyncio.create_task(self._process(job), name=f"fleet job {job.id}")
                 self._running[task] = job
@@ -130,22 +130,22 @@ class Consumer:
             if not taken:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(TAKE_INTERVAL if self._room else None):
-                        await self._arrived.wait()
+                        await self._woken.wait()
 
     async def _take(self) -> list[QueuedJob]:
         if self._alone:
             return [] if self._running else await self._lease.take(0, 1, ALONE)
-        others, now = [FOLLOW], asyncio.get_running_loop().time()
+        stages, now = [FOLLOW], asyncio.get_running_loop().time()
         if now >= self._save_at:  # thousands of jobs may be waiting there for free disk space
             self._save_at = now + SAVE_INTERVAL
-            others.append(SAVE)
+            stages.append(SAVE)
         followed = sum(job.stage != NEW for job in self._running.values())
-        return await self._lease.take(self._room, MAX_FOLLOWED - followed, *others)
+        return await self._lease.take(self._room, MAX_FOLLOWED - followed, *stages)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
         if self._room or self._alone:
-            self._arrived.set()
+            self._woken.set()
 
     async def _process(self, job: QueuedJob) -> None:
         """Execute a job and update the queue. If this is cancelled, the job stays assigned to this worker."""
@@ -154,11 +154,11 @@ class Consumer:
             if problem is not None:
                 key = f"{job.task_name} {job.id}"
                 await self._context.store.record_outcome(JobOutcome(key, "refused", error=problem))
-                await self._lease.put_aside(job)
+                await self._lease.set_failed(job)
                 return
             await execute(job.payload, self._context, _history(job), job.priority)
-        except RetryLater as again:
-            await self._lease.requeue(job, again.delay, charge=again.charge, saving=again.saving)
+        except RetryLater as retry:
+            await self._lease.requeue(job, retry.delay, charge=retry.charge, saving=retry.saving)
         except TakenOver:
             logger.info("job %s was taken over by another worker", job.payload["key"])
             await self._lease.requeue(job, CRASH_RETRY_DELAY)
@@ -362,12 +362,12 @@ class Fleet:
             JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
-        place = 0
+        last_number = 0
         while True:
-            rows = await self.database.fetch(_RESULTS, self._open_queues, self.run, place, PAGE)
+            rows = await self.database.fetch(_RESULTS, self._open_queues, self.run, last_number, PAGE)
             for _, number, *row in rows:
                 if number is not None:
-                    place = number
+                    last_number = number
                     yield outcome_of(row)
             if len(rows) < PAGE:
                 if not rows[0][0]:
@@ -386,15 +386,15 @@ class Fleet:
             JournalError: if the database is unreachable or has no tables.
         """
         await self.check()
-        chosen = _OF_KEYS if keys else _OF_QUEUES
+        chosen = _BY_KEYS if keys else _BY_QUEUES
         wanted = [list(keys)] if keys else []
         cancel, total, removed = _CANCEL.replace("{chosen}", chosen), 0, 1
         while removed:
-            values = self.run, self.clock(), [self.queue], *wanted, CANCELLED_AT_ONCE
+            values = self.run, self.clock(), [self.queue], *wanted, CANCEL_BATCH
             ((removed,),) = await self.database.fetch(cancel, *values)
             total += removed
-        kept_of = _KEPT.replace("{chosen}", chosen)
-        ((kept,),) = await self.database.fetch(kept_of, self._open_queues, *wanted)
+        count_kept = _COUNT_KEPT.replace("{chosen}", chosen)
+        ((kept,),) = await self.database.fetch(count_kept, self._open_queues, *wanted)
         if kept:
             logger.warning("%d jobs were not cancelled, because a worker has them or has sent them", kept)
         return total
@@ -505,9 +505,9 @@ SELECT cardinality(procrastinate_defer_jobs_v1(array_agg(
     ROW(%s::varchar, %s::varchar, %s::integer, NULL, NULL, args, NULL)::procrastinate_job_to_defer_v1)))
 FROM jsonb_array_elements(%s) AS args
 """
-_OF_QUEUES = "queue_name = ANY(%s)"
+_BY_QUEUES = "queue_name = ANY(%s)"
 # `|| ''` makes the planner use the index of keys, even for a long queue before the first ANALYZE.
-_OF_KEYS = "queue_name || '' = ANY(%s) AND args ->> 'key' = ANY(%s)"
+_BY_KEYS = "queue_name || '' = ANY(%s) AND args ->> 'key' = ANY(%s)"
 _CANCEL = """
 WITH input AS (SELECT %s::text AS run, %s::double precision AS now),
 removed AS (
@@ -528,7 +528,7 @@ removed AS (
 )
 SELECT count(*) FROM removed
 """.replace("{task}", TASK)
-_KEPT = f"""
+_COUNT_KEPT = f"""
 SELECT count(*) FROM procrastinate_jobs
 WHERE {{chosen}} AND task_name = '{TASK}' AND status IN ('todo', 'doing')
 """  # noqa: S608 - built of constants

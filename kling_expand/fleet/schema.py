@@ -12,7 +12,9 @@ MAX_DEATHS = 3  # deaths of workers that were running a job, after which the job
 JOB_CHANNEL = "procrastinate_queue_v1#"  # prefix of a queue's channel, which announces jobs to take
 PERMIT_CHANNEL = "kling_permits"  # announces the number of the worker that may take permits
 STARVATION_TIMEOUT = 15.0  # seconds that a worker's first waiter waits before it blocks the other workers
-ASKING_TIMEOUT = 10.0  # seconds without a request or a heartbeat after which a worker blocks no others
+PERMIT_REQUEST_TIMEOUT = (
+    10.0  # seconds without a request or a heartbeat after which a worker blocks no others
+)
 MAX_TASK_AGE = 3600.0  # seconds after its create for which a task counts although no worker follows it
 
 _COUNTS = f"""{AT_SERVICE} AND account = of_account
@@ -61,7 +63,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     since timestamptz; used integer; own integer; granted integer := 0; following record;
     late timestamptz := clock_timestamp() - make_interval(secs => {STARVATION_TIMEOUT});
-    awake timestamptz := clock_timestamp() - make_interval(secs => {ASKING_TIMEOUT});
+    awake timestamptz := clock_timestamp() - make_interval(secs => {PERMIT_REQUEST_TIMEOUT});
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('kling_permits ' || of_account, 0));
     PERFORM FROM kling_workers WHERE id = me FOR UPDATE;

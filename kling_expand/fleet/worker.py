@@ -27,7 +27,7 @@ from .queue import CALLBACK_CHANNEL, Consumer, Fleet, NotificationHandler
 from .schema import JOB_CHANNEL, PERMIT_CHANNEL
 
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a worker's jobs are requeued
-MAX_BEAT_INTERVAL = 5.0  # seconds
+MAX_HEARTBEAT_INTERVAL = 5.0  # seconds
 SHUTDOWN_TIMEOUT = 20.0  # seconds for running jobs to finish after `stop`
 HAND_OVER_TIMEOUT = 14.0  # further seconds for creates to finish and for jobs to be requeued
 REQUEUE_TIMEOUT = 3.0  # seconds of HAND_OVER_TIMEOUT for the statements that requeue the jobs
@@ -181,30 +181,32 @@ class Worker:
             CALLBACK_CHANNEL: partial(_receive, session.client),
             JOB_CHANNEL + self._fleet.queue: session.consumer.wake,
         }
-        changing = asyncio.Event()
+        mode_changed = asyncio.Event()
         taking = asyncio.create_task(session.consumer.take_jobs())
-        beside = [
+        background = [
             asyncio.create_task(self._fleet.listen(handlers)),
-            asyncio.create_task(self._beat(session, changing)),
+            asyncio.create_task(self._beat(session, mode_changed)),
         ]
         if session.permits is not None:
             handlers[PERMIT_CHANNEL] = session.permits.wake
-            beside.append(session.permits.server)
-        ends = [asyncio.create_task(event.wait()) for event in (self._stop, changing)]
+            background.append(session.permits.server)
+        stop_events = [asyncio.create_task(event.wait()) for event in (self._stop, mode_changed)]
         try:
-            await asyncio.wait([taking, *beside, *ends], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([taking, *background, *stop_events], return_when=asyncio.FIRST_COMPLETED)
         finally:  # after a cancellation or a failure too
             taking.cancel()
-            lost = any(task.done() for task in beside)
+            lost = any(task.done() for task in background)
             try:
-                await self._hand_over(session, 0.0 if lost or changing.is_set() else self._shutdown_timeout)
+                await self._hand_over(
+                    session, 0.0 if lost or mode_changed.is_set() else self._shutdown_timeout
+                )
             finally:
-                for task in (*ends, *beside, *session.orphans.values()):
+                for task in (*stop_events, *background, *session.orphans.values()):
                     task.cancel()
-        for error in await asyncio.gather(taking, *beside, return_exceptions=True):
+        for error in await asyncio.gather(taking, *background, return_exceptions=True):
             if isinstance(error, Exception):
                 raise error
-        return changing.is_set() and not session.alone
+        return mode_changed.is_set() and not session.alone
 
     async def _hand_over(self, session: _Session, seconds: float) -> None:
         """Give running jobs *seconds* to finish, and requeue the rest."""
@@ -224,25 +226,25 @@ class Worker:
         await asyncio.gather(*running, return_exceptions=True)
         await session.lease.end()
 
-    async def _beat(self, session: _Session, changing: asyncio.Event) -> None:
+    async def _beat(self, session: _Session, mode_changed: asyncio.Event) -> None:
         """Send heartbeats until cancelled, even during the shutdown, and act on their results."""
         consumer = session.consumer
         idle: set[int] = set()
         while True:
-            await asyncio.sleep(min(self._heartbeat_timeout / 3, MAX_BEAT_INTERVAL))
+            await asyncio.sleep(min(self._heartbeat_timeout / 3, MAX_HEARTBEAT_INTERVAL))
             beat = await session.lease.beat(consumer.job_ids, idle)
             idle = beat.idle
             if beat.due:
                 consumer.wake()
             for external_task_id, task_id in beat.orphans:
                 if external_task_id not in session.orphans:
-                    watching = asyncio.create_task(_watch(session, external_task_id, task_id))
-                    session.orphans[external_task_id] = watching
+                    follower = asyncio.create_task(_follow_orphan(session, external_task_id, task_id))
+                    session.orphans[external_task_id] = follower
             if beat.runs_alone != session.alone and not (session.alone and consumer.running):
-                changing.set()
+                mode_changed.set()
 
 
-async def _watch(session: _Session, external_task_id: str, task_id: str) -> None:
+async def _follow_orphan(session: _Session, external_task_id: str, task_id: str) -> None:
     """Record the end of a task whose run has no worker, so that the account's slots become free."""
     future = session.client.attach(task_id)
     with suppress(KlingError):

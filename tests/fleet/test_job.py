@@ -215,7 +215,7 @@ async def test_pictures_are_saved_once_saving_works_again(  # noqa: PLR0917 - fi
 ) -> None:  # fmt: skip
     """Jobs succeed although saving fails. Saving is retried until it works, with one warning for all."""
     monkeypatch.setattr(execution, "MAX_SAVE_DELAY", 0.05)
-    monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
+    monkeypatch.setattr("kling_expand.fleet.worker.MAX_HEARTBEAT_INTERVAL", 0.05)
     target = photo.parent / "out"
     target.write_text("a file where the folder must be")
     await fleet.submit_many(requests(photo, 3))

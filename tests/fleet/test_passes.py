@@ -257,7 +257,7 @@ async def test_pictures_of_the_last_pass_are_saved_later(
 ) -> None:
     """A picture that cannot be saved at first is saved later, without its photo and at no cost."""
     monkeypatch.setattr("kling_expand.fleet.job.MAX_SAVE_DELAY", 0.05)
-    monkeypatch.setattr("kling_expand.fleet.worker.MAX_BEAT_INTERVAL", 0.05)
+    monkeypatch.setattr("kling_expand.fleet.worker.MAX_HEARTBEAT_INTERVAL", 0.05)
     monkeypatch.setattr("kling_expand.fleet.queue.SAVE_INTERVAL", 0.05)
     target = portrait.parent / "out"
     target.write_text("a file where the folder must be")

@@ -73,7 +73,7 @@ async def test_the_size_of_the_queue_follows_its_jobs(
     fleet: Fleet, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job is counted as queued or running until it has ended, or only its pictures remain to be saved."""
-    monkeypatch.setattr("kling_expand.fleet.queue.CANCELLED_AT_ONCE", 2)
+    monkeypatch.setattr("kling_expand.fleet.queue.CANCEL_BATCH", 2)
 
     async def sizes() -> tuple[int, int]:
         """Return the numbers of queued and running jobs."""

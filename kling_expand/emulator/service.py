@@ -90,7 +90,7 @@ class Service:
         try:
             await self.store.flush()
         except sqlite3.Error as error:  # for example with a full disk: no task is left, and no slot is held
-            self.account.withdraw(task)
+            self.account.remove(task)
             self.settle()
             raise Refusal(5000, f"Server internal error: the task cannot be stored: {error}") from None
         self._activate(task)

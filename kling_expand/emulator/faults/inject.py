@@ -35,11 +35,11 @@ _ODD_VALUES: Mapping[str, Any] = {
 
 @frozen
 class FaultyCall:
-    """A call with a fault. `answer` executes the call, including its effect, and returns the response."""
+    """A call with a fault. `respond` executes the call, including its effect, and returns the response."""
 
     request: web.Request
     body: Body
-    answer: Callable[[], Awaitable[web.Response]]
+    respond: Callable[[], Awaitable[web.Response]]
     responses: Responses
     fault: Fault
     run_later: Callable[[Coroutine[Any, Any, object]], None]
@@ -68,7 +68,7 @@ async def _reset(call: FaultyCall) -> web.StreamResponse:
 
 
 async def _reset_after(call: FaultyCall) -> web.StreamResponse:
-    await call.answer()
+    await call.respond()
     return _reset_connection(call.request)
 
 
@@ -77,7 +77,7 @@ async def _late(call: FaultyCall) -> web.StreamResponse:
 
     async def take_effect() -> None:
         await asyncio.sleep(call.fault.seconds)
-        await call.answer()
+        await call.respond()
 
     call.run_later(take_effect())
     return _reset_connection(call.request)
@@ -99,7 +99,7 @@ async def _error(call: FaultyCall) -> web.StreamResponse:
 
 
 async def _error_after(call: FaultyCall) -> web.StreamResponse:
-    await call.answer()
+    await call.respond()
     raise call.refusal()
 
 
@@ -116,7 +116,7 @@ async def _html(call: FaultyCall) -> web.StreamResponse:
 
 
 async def _html_after(call: FaultyCall) -> web.StreamResponse:
-    await call.answer()
+    await call.respond()
     return await _html(call)
 
 
@@ -126,13 +126,13 @@ async def _empty(call: FaultyCall) -> web.StreamResponse:
 
 
 async def _truncated(call: FaultyCall) -> web.StreamResponse:
-    response = await call.answer()
+    response = await call.respond()
     response.body = _bytes(response)[: len(_bytes(response)) // 2]
     return response
 
 
 async def _wrong_length(call: FaultyCall) -> web.StreamResponse:
-    whole = await call.answer()
+    whole = await call.respond()
     response = await _start_response(call, whole, length=len(_bytes(whole)) + 100)
     await response.write(_bytes(whole))
     if call.request.transport is not None:
@@ -141,7 +141,7 @@ async def _wrong_length(call: FaultyCall) -> web.StreamResponse:
 
 
 async def _odd_types(call: FaultyCall) -> web.StreamResponse:
-    response = await call.answer()
+    response = await call.respond()
     if response.content_type == "application/json":
         envelope = json.loads(_bytes(response))
         odd = _with_odd_values(envelope) | {"code": str(envelope["code"])}
@@ -159,13 +159,13 @@ def _with_odd_values(value: Any) -> Any:
 
 
 async def _slow_headers(call: FaultyCall) -> web.StreamResponse:
-    response = await call.answer()
+    response = await call.respond()
     await asyncio.sleep(call.fault.seconds)
     return response
 
 
 async def _slow_body(call: FaultyCall) -> web.StreamResponse:
-    whole = await call.answer()
+    whole = await call.respond()
     data = _bytes(whole)
     response = await _start_response(call, whole, length=len(data))
     step = -(-len(data) // _PIECES)

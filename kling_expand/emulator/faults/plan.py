@@ -132,7 +132,7 @@ class FaultPlan:
 
     def _drop_past(self, route: str) -> None:
         now = self._now()
-        self._timed[route] = [(until, fault) for until, fault in self._timed[route] if now < until]
+        self._timed[route] = [(ends_at, fault) for ends_at, fault in self._timed[route] if now < ends_at]
 
     def planned(self) -> dict[str, Any]:
         """Return the planned faults by route, as JSON."""
@@ -143,7 +143,7 @@ class FaultPlan:
             route: {
                 "script": [asdict(fault) for fault in self._scripts[route]],
                 "timed": [
-                    {"seconds_left": until - now, **asdict(fault)} for until, fault in self._timed[route]
+                    {"seconds_left": ends_at - now, **asdict(fault)} for ends_at, fault in self._timed[route]
                 ],
                 "chances": [
                     {"probability": probability, **asdict(fault)}

@@ -13,7 +13,9 @@ from attrs import frozen
 from .codes import Refusal
 
 REQUEST_TIMEOUT = 30.0  # seconds for the headers of a request, and as many for its body
-_DRAINED = 4  # multiple of the limit up to which a body is read: while a client sends, it reads no response
+_DRAIN_FACTOR = (
+    4  # multiple of the limit up to which a body is read: while a client sends, it reads no response
+)
 
 
 class Body:
@@ -35,8 +37,8 @@ class Body:
                 async with asyncio.timeout(REQUEST_TIMEOUT):
                     self._data = await self._receive()
             except TimeoutError:
-                late = f"Invalid request parameters: the body did not arrive within {REQUEST_TIMEOUT:g} s"
-                raise Refusal(1200, late) from None
+                message = f"Invalid request parameters: the body did not arrive within {REQUEST_TIMEOUT:g} s"
+                raise Refusal(1200, message) from None
             except (OSError, web.RequestPayloadError):  # the client disconnected, or sent broken chunks
                 raise Refusal(1200, "Invalid request parameters: the body cannot be read") from None
         return self._data
@@ -53,7 +55,7 @@ class Body:
             size += len(part)
             if size <= self._limit:
                 parts.append(part)
-            elif size > _DRAINED * self._limit:
+            elif size > _DRAIN_FACTOR * self._limit:
                 break
         if size > self._limit:
             raise Refusal(1200, f"Invalid request parameters: the body is longer than {self._limit} bytes")

@@ -23,7 +23,7 @@ from .envelope import Body, Responses
 from .openapi import PATHS
 from .task_json import TaskJson
 
-Answer = Callable[[web.Request, Body], Awaitable[web.Response]]
+Responder = Callable[[web.Request, Body], Awaitable[web.Response]]
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?")
 _FILE_NAME = re.compile(r"([0-8])(-watermark)?\.png")
 
@@ -51,44 +51,50 @@ class Handlers:
             ]
         return routes
 
-    def _handler(self, route: str, answer: Answer) -> Handler:
+    def _handler(self, route: str, respond: Responder) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             self.service.account.requests[route] += 1
             body = Body(request, self.service.settings.max_body_bytes)
             fault = self.service.faults.pick(route)
-            wall, started_at = self.service.clock.now(), asyncio.get_running_loop().time()
+            started_at, loop_started_at = self.service.clock.now(), asyncio.get_running_loop().time()
             try:
-                response = await self._respond(answer, request, body, fault)
+                response = await self._respond(respond, request, body, fault)
             except Refusal as refusal:
                 response = self.responses.refusal(refusal)
-            seconds = asyncio.get_running_loop().time() - started_at
+            seconds = asyncio.get_running_loop().time() - loop_started_at
             self.call_log.add(
-                route, request, response, body=body.received, fault=fault, started_at=wall, seconds=seconds
+                route,
+                request,
+                response,
+                body=body.received,
+                fault=fault,
+                started_at=started_at,
+                seconds=seconds,
             )
             return response
 
         return handle
 
     async def _respond(
-        self, answer: Answer, request: web.Request, body: Body, fault: Fault | None
+        self, respond: Responder, request: web.Request, body: Body, fault: Fault | None
     ) -> web.StreamResponse:
         if fault is None:
-            return await answer(request, body)
+            return await respond(request, body)
         self.service.account.faults[fault.kind] += 1
         return await inject(
             FaultyCall(
                 request=request,
                 body=body,
-                answer=lambda: self._with_refusals(answer, request, body),
+                respond=lambda: self._with_refusals(respond, request, body),
                 responses=self.responses,
                 fault=fault,
                 run_later=self.background.start,
             )
         )
 
-    async def _with_refusals(self, answer: Answer, request: web.Request, body: Body) -> web.Response:
+    async def _with_refusals(self, respond: Responder, request: web.Request, body: Body) -> web.Response:
         try:
-            return await answer(request, body)
+            return await respond(request, body)
         except Refusal as refusal:
             return self.responses.refusal(refusal)
 
@@ -112,10 +118,10 @@ class Handlers:
         """Return one page of tasks."""
         self._admit(request)
         found = await self.service.list(dialect, Page.parse(request.query))
-        form = self._json(request)
+        task_json = self._json(request)
         settings = self.service.settings
         seen_at = self.service.clock.now() - max(settings.list_lag, settings.list_status_lag)
-        return self.responses.success([form.task(task, seen_at) for task in found])
+        return self.responses.success([task_json.task(task, seen_at) for task in found])
 
     async def download(self, request: web.Request, _: Body) -> web.Response:
         """Return a picture or a range of it. No credentials are needed."""

@@ -33,7 +33,7 @@ class RateLimit:
         self._accepted.append(now)
 
     def _retry_after(self, now: float, free_at: float) -> str | None:
-        form = self._settings.retry_after_format
-        if form == "date":
+        header_format = self._settings.retry_after_format
+        if header_format == "date":
             return formatdate(math.ceil(free_at), usegmt=True)
-        return str(max(1, math.ceil(free_at - now))) if form == "seconds" else None
+        return str(max(1, math.ceil(free_at - now))) if header_format == "seconds" else None

@@ -38,14 +38,14 @@ def same_origin_only(settings: Settings) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _PROTECTED.fullmatch(request.path):
-            objection = _wrong_host(request, settings) if local else ""
-            objection = objection or _wrong_origin(request, settings)
-            if objection:
-                return web.Response(status=403, text=objection + "\n", headers=_HEADERS)
+            refusal_text = _wrong_host(request, settings) if local else ""
+            refusal_text = refusal_text or _wrong_origin(request, settings)
+            if refusal_text:
+                return web.Response(status=403, text=refusal_text + "\n", headers=_HEADERS)
         elif local and _has_default_credentials(settings):
-            objection = _foreign_name(request, settings)
-            if objection:
-                return web.json_response({"code": 1103, "message": objection}, status=403)
+            refusal_text = _foreign_name(request, settings)
+            if refusal_text:
+                return web.json_response({"code": 1103, "message": refusal_text}, status=403)
         return await handler(request)
 
     return middleware
@@ -108,9 +108,9 @@ def _wrong_host(request: web.Request, settings: Settings) -> str:
 
 def _wrong_origin(request: web.Request, settings: Settings) -> str:
     """Return an objection if a browser names another origin. Other programs send no such headers."""
-    site = request.headers.get("Sec-Fetch-Site", "none")
+    fetch_site = request.headers.get("Sec-Fetch-Site", "none")
     navigates = request.headers.get("Sec-Fetch-Mode") == "navigate" and request.path == "/"
-    if site not in {"none", "same-origin"} and not navigates:
+    if fetch_site not in {"none", "same-origin"} and not navigates:
         return "requests from other web pages are not allowed"
     origin = request.headers.get("Origin")
     if request.method not in _SAFE_METHODS and origin not in {None, *_own_origins(request, settings)}:

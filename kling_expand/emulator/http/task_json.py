@@ -28,7 +28,7 @@ class TaskJson:
         return {
             "task_id": task.task_id,
             "task_info": {"external_task_id": task.external_task_id},
-            "task_status": self._word(task.status_at(now)),
+            "task_status": self._status_word(task.status_at(now)),
             "created_at": _milliseconds(task.created_at),
             "updated_at": _milliseconds(task.updated_at(now)),
         }
@@ -86,7 +86,7 @@ class TaskJson:
             price["final_balance_deduction"] = {"quota": _dollars(images), "list_price": _dollars(images)}
         return price
 
-    def _word(self, status: str) -> str:
+    def _status_word(self, status: str) -> str:
         return self.settings.success_status if status == "succeed" else status
 
 

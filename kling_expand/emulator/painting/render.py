@@ -21,7 +21,7 @@ from .worker import Painted, WorkerLost
 from .worker_pool import PictureKey, WorkerPool
 
 _log = logging.getLogger(__name__)
-INTERNAL = "Internal generation error"  # the message of a failed task on the live service
+INTERNAL_ERROR = "Internal generation error"  # the message of a failed task on the live service
 
 
 class Renderer:
@@ -51,14 +51,14 @@ class Renderer:
         except PictureError as error:
             failure = f"{INVALID_PIXELS}: {error}"
         except WorkerLost:
-            failure = INTERNAL
+            failure = INTERNAL_ERROR
         except FetchError as error:
             failure = f"Failed to fetch the image: {error}"
         except Refusal as refusal:
             failure = refusal.message
         except Exception:  # noqa: BLE001 - for example, no free file descriptor: the task must still end
             _log.exception("task %s could not be painted", task.task_id)
-            failure = INTERNAL
+            failure = INTERNAL_ERROR
         done = task.painted(self._clock.now(), failure)
         self._store.put_task(done)
         self._account.update(done)

@@ -31,7 +31,7 @@ class Account:
     used_slots: int = 0
     peak_slots: int = 0
     _by_external_id: dict[str, str] = field(factory=dict)
-    _users: Counter[str] = field(factory=Counter)  # tasks, by the digest of their image
+    _digest_uses: Counter[str] = field(factory=Counter)  # tasks, by the digest of their image
     _open: set[str] = field(factory=set)
     _ending: list[tuple[float, str]] = field(factory=list)
     _expiring: list[tuple[float, str]] = field(factory=list)
@@ -77,7 +77,7 @@ class Account:
         if task.task_id.isdecimal():
             self._last_number = max(self._last_number, int(task.task_id))
         self.tasks[task.task_id] = task
-        self._users[task.digest] += 1
+        self._digest_uses[task.digest] += 1
         if task.external_task_id:
             self.accepted[task.external_task_id] += 1
             self._by_external_id.setdefault(task.external_task_id, task.task_id)
@@ -87,7 +87,7 @@ class Account:
         self._schedule_end(task)
         self.changes.notify()
 
-    def withdraw(self, task: Task) -> None:
+    def remove(self, task: Task) -> None:
         """Remove a new task whose create has failed."""
         self._drop(self.tasks.pop(task.task_id))
         self._open.discard(task.task_id)
@@ -99,8 +99,8 @@ class Account:
     def update(self, task: Task) -> None:
         """Replace a task after painting has ended."""
         if task.task_id in self.tasks:
-            self._users[self.tasks[task.task_id].digest] -= 1
-            self._users[task.digest] += 1
+            self._digest_uses[self.tasks[task.task_id].digest] -= 1
+            self._digest_uses[task.digest] += 1
             self.tasks[task.task_id] = task
             self._schedule_end(task)
             self.changes.notify()
@@ -125,10 +125,10 @@ class Account:
         heapq.heappush(self._expiring, (ended_at + self.retention_seconds, task.task_id))
 
     def _drop(self, task: Task) -> None:
-        self._users[task.digest] -= 1
-        unneeded = task.digest if self._users[task.digest] <= 0 else ""
+        self._digest_uses[task.digest] -= 1
+        unneeded = task.digest if self._digest_uses[task.digest] <= 0 else ""
         if unneeded:
-            del self._users[unneeded]
+            del self._digest_uses[unneeded]
         self.expired.append((task.task_id, unneeded))
         if self._by_external_id.get(task.external_task_id) == task.task_id:
             del self._by_external_id[task.external_task_id]

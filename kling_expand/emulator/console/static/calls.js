@@ -18,8 +18,8 @@ export class Calls {
   }
 
   render() {
-    const mine = by("calls-mine").checked;
-    const calls = this.live.calls.filter((each) => !mine || each.task_id === this.task_id);
+    const selectedOnly = by("calls-mine").checked;
+    const calls = this.live.calls.filter((each) => !selectedOnly || each.task_id === this.task_id);
     by("calls-empty").hidden = calls.length > 0;
     keyed(by("call-list"), calls, (each) => each.number, row, () => {});
   }

@@ -100,6 +100,6 @@ export class FaultPanel {
 }
 
 function row(route, fault, when) {
-  const by_code = ["error", "error_after", "envelope_200"].includes(fault.kind);
-  return h("li", {}, h("b", {}, CALLS[route]), h("span", {}, fault.kind.replaceAll("_", " "), by_code ? ` ${fault.code}` : ""), h("span", { class: "quiet" }, when));
+  const hasCode = ["error", "error_after", "envelope_200"].includes(fault.kind);
+  return h("li", {}, h("b", {}, CALLS[route]), h("span", {}, fault.kind.replaceAll("_", " "), hasCode ? ` ${fault.code}` : ""), h("span", { class: "quiet" }, when));
 }

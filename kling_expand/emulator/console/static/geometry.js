@@ -23,7 +23,7 @@ const rounded = (value) => Math.round(value * 1e4) / 1e4;
 const roundedDown = (value) => Math.floor(value * 1e4 + 1e-6) / 1e4;
 
 // The largest ratio of a side while the other ratios stay.
-export function most(ratios, side) {
+export function maxRatio(ratios, side) {
   const other = isUpright(side) ? across(ratios) : along(ratios);
   const left = MAX_AREA / other - 1 - ratios[OPPOSITE[side]];
   return Math.max(0, roundedDown(Math.min(MAX_SIDE, left)));
@@ -31,7 +31,7 @@ export function most(ratios, side) {
 
 export function moved(ratios, side, value) {
   const wanted = Number.isFinite(value) ? rounded(value) : 0;
-  return { ...ratios, [side]: Math.min(Math.max(0, wanted), most(ratios, side)) };
+  return { ...ratios, [side]: Math.min(Math.max(0, wanted), maxRatio(ratios, side)) };
 }
 
 // The ratio of a side that gives an aspect ratio, or null when there is none.
@@ -40,7 +40,7 @@ function placeFor(photo, ratios, side, shape) {
     ? (photo.width * across(ratios)) / shape.aspect / photo.height
     : (shape.aspect * photo.height * along(ratios)) / photo.width;
   const value = total - 1 - ratios[OPPOSITE[side]];
-  return value >= 0 && value <= most(ratios, side) ? value : null;
+  return value >= 0 && value <= maxRatio(ratios, side) ? value : null;
 }
 
 // The value, or the nearest one within `reach` that gives 0 or one of the aspect ratios.
@@ -59,8 +59,8 @@ export function toShape(photo, shape) {
 }
 
 export function shapeOf(photo, ratios) {
-  const has = aspect(photo, ratios);
-  return SHAPES.find((shape) => Math.abs(has / shape.aspect - 1) < SAME_SHAPE) ?? null;
+  const current = aspect(photo, ratios);
+  return SHAPES.find((shape) => Math.abs(current / shape.aspect - 1) < SAME_SHAPE) ?? null;
 }
 
 export const size = (photo, ratios) => [

@@ -29,10 +29,10 @@ function changed(what) {
   if (what === "tasks") find();
   if (what === "tasks" || what === "removed") tasks.render();
   if (what === "calls") calls.render();
-  if (what === "state") summarise(live.state);
+  if (what === "state") summarize(live.state);
 }
 
-function summarise({ account, slots, faults: planned }) {
+function summarize({ account, slots, faults: planned }) {
   write(by("count-open"), String(account.open_tasks));
   write(by("count-slots"), `${account.used_slots} of ${slots}`);
   write(by("count-units"), String(account.units_billed));
@@ -41,7 +41,7 @@ function summarise({ account, slots, faults: planned }) {
   clock.render();
 }
 
-async function take(promise) {
+async function loadPhoto(promise) {
   try {
     const photo = await promise;
     write(by("photo-error"), "");
@@ -125,7 +125,7 @@ function listenToPhotos() {
   const file = by("file");
   for (const id of ["choose", "another"]) by(id).addEventListener("click", () => file.click());
   file.addEventListener("change", () => {
-    if (file.files.length) take(photos.read(file.files[0]));
+    if (file.files.length) loadPhoto(photos.read(file.files[0]));
     file.value = "";
   });
   // The whole page accepts a photo, because the browser would open a photo dropped beside the canvas.
@@ -139,11 +139,11 @@ function listenToPhotos() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     by("stage").classList.remove("over");
-    if (event.dataTransfer.files.length) take(photos.read(event.dataTransfer.files[0]));
+    if (event.dataTransfer.files.length) loadPhoto(photos.read(event.dataTransfer.files[0]));
   });
 }
 
-function listenToOrder() {
+function listenToForm() {
   by("shapes").append(...SHAPES.map((shape) => h("button", { type: "button", "data-shape": shape.name, "aria-pressed": "false", onclick: () => stage.set(toShape(stage.photo, shape)) }, shape.name)));
   by("n").append(...Array.from({ length: 9 }, (_, index) => h("option", {}, String(index + 1))));
   for (const side of SIDES) {
@@ -190,7 +190,7 @@ async function copied(text) {
 }
 
 listenToPhotos();
-listenToOrder();
+listenToForm();
 listenToCode();
 const known = await about();
 key = known.api_key;
@@ -199,7 +199,7 @@ faults.know(known);
 by("samples").append(...known.samples.map((name) => {
   const path = `/console/${name}`;
   const title = name.split("/").pop().replace(".jpg", "");
-  return h("li", {}, h("button", { type: "button", onclick: () => take(photos.sample(path)) }, h("img", { src: path, alt: "" }), h("span", {}, title)));
+  return h("li", {}, h("button", { type: "button", onclick: () => loadPhoto(photos.sample(path)) }, h("img", { src: path, alt: "" }), h("span", {}, title)));
 }));
 code();
 document.documentElement.dataset.ready = "yes";

@@ -1,6 +1,6 @@
 // The canvas: the photo stays in place, and its edges follow the pointer and the keys.
 
-import { NONE, SIDES, across, along, isUpright, most, moved, size, snapped } from "./geometry.js";
+import { NONE, SIDES, across, along, isUpright, maxRatio, moved, size, snapped } from "./geometry.js";
 import { by, write } from "./dom.js";
 
 // The size of the stage in canvases, so that there is room to drag an edge.
@@ -93,7 +93,7 @@ export class Stage {
     const less = isUpright(side) ? "ArrowLeft" : "ArrowDown";
     const places = {
       [OUTWARDS[side]]: now + step, [INWARDS[side]]: now - step, [more]: now + step, [less]: now - step,
-      PageUp: now + LARGE_STEP, PageDown: now - LARGE_STEP, Home: 0, End: most(this.ratios, side),
+      PageUp: now + LARGE_STEP, PageDown: now - LARGE_STEP, Home: 0, End: maxRatio(this.ratios, side),
     };
     if (!(event.key in places)) return;
     event.preventDefault();
@@ -109,8 +109,8 @@ export class Stage {
     if (fit || this.leaves(wide, high, canvas)) this.fit(wide, high, canvas, fit ? (wide < NARROW.below ? NARROW.room : ROOM) : 1);
     const { width, height } = this.photo;
     const [x, y] = this.corner;
-    lay(by("photo"), this.ratios.left * width * this.scale, this.ratios.up * height * this.scale, width * this.scale, height * this.scale);
-    lay(by("canvas"), x - this.ratios.left * width * this.scale, y - this.ratios.up * height * this.scale, canvas[0] * this.scale, canvas[1] * this.scale);
+    position(by("photo"), this.ratios.left * width * this.scale, this.ratios.up * height * this.scale, width * this.scale, height * this.scale);
+    position(by("canvas"), x - this.ratios.left * width * this.scale, y - this.ratios.up * height * this.scale, canvas[0] * this.scale, canvas[1] * this.scale);
   }
 
   fit(wide, high, canvas, room) {
@@ -133,7 +133,7 @@ export class Stage {
     line.hidden = !side || !this.photo;
     if (line.hidden) return;
     const { width, height } = this.photo;
-    const end = most(this.ratios, side);
+    const end = maxRatio(this.ratios, side);
     const [x, y] = this.corner;
     const at = { up: y - end * height * this.scale, down: y + (1 + end) * height * this.scale,
       left: x - end * width * this.scale, right: x + (1 + end) * width * this.scale }[side];
@@ -144,7 +144,7 @@ export class Stage {
 
   describe() {
     for (const side of SIDES) {
-      const [edge, value, end] = [this.edges[side], this.ratios[side], most(this.ratios, side)];
+      const [edge, value, end] = [this.edges[side], this.ratios[side], maxRatio(this.ratios, side)];
       const length = isUpright(side) ? "height" : "width";
       const pixels = Math.round(value * this.photo[length]);
       const full = value >= end ? ", at its limit" : "";
@@ -158,6 +158,6 @@ export class Stage {
   }
 }
 
-function lay(element, x, y, width, height) {
+function position(element, x, y, width, height) {
   Object.assign(element.style, { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${height}px` });
 }

@@ -399,13 +399,15 @@ class GeometryOptions(OptionGroup):
             wanted = f"{aspect}, --size, --pad, --direction, or any of --up/--down/--left/--right"
             raise click.UsageError(f"{NO_SHAPE}: {wanted}")
 
-    def over(self, defaults: "GeometryOptions") -> "GeometryOptions":
+    def with_defaults(self, defaults: "GeometryOptions") -> "GeometryOptions":
         """Return these options, completed by *defaults*. A geometry in these options replaces the default."""
-        usual = {name: value for name, value in asdict(defaults).items() if value is not None}
+        inherited = {name: value for name, value in asdict(defaults).items() if value is not None}
         if ways := self.ways:
-            usual = {name: value for name, value in usual.items() if ways & set(REFINEMENTS.get(name, ()))}
-        own = {name: value for name, value in asdict(self).items() if value is not None}
-        return GeometryOptions(**(usual | own))
+            inherited = {
+                name: value for name, value in inherited.items() if ways & set(REFINEMENTS.get(name, ()))
+            }
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return GeometryOptions(**(inherited | given))
 
     def _check_refinements(self, ways: list[str]) -> None:
         for name, refined in REFINEMENTS.items():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FAILED = 1
 NOTHING_DONE = 2
-HOPELESS = 3
+FATAL = 3
 INTERRUPTED = 130
 
 
@@ -102,8 +102,8 @@ SHELL_WORDS = {
 
 def shell_words(text: str) -> str:
     """Return a message of the library with its advice adapted to the shell."""
-    for words, own in SHELL_WORDS.items():
-        text = text.replace(words, own)
+    for python_text, shell_text in SHELL_WORDS.items():
+        text = text.replace(python_text, shell_text)
     return re.sub(r"passes=(\d)( \(--passes \d in the shell\))?", r"--passes \1", text)
 
 
@@ -207,10 +207,10 @@ class _Lines:
         """Do nothing: each line is written at once."""
 
 
-def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = False) -> None:
+def redirect_warnings(write: Callable[[str], None] | None, *, unfiltered: bool = False) -> None:
     """Print the package's warnings with *write*, or on stderr if it is None.
 
-    Unless *every* is set, warnings that the commands report themselves are omitted.
+    Unless *unfiltered* is set, warnings that the commands report themselves are omitted.
     """
     import logging  # imported here, because few commands need it
 
@@ -218,7 +218,7 @@ def redirect_warnings(write: Callable[[str], None] | None, *, every: bool = Fals
     for handler in [each for each in logger.handlers if isinstance(getattr(each, "stream", None), _Lines)]:
         logger.removeHandler(handler)
     lines = logging.StreamHandler(_Lines(write or (lambda text: click.echo(clean(text), err=True))))
-    if not every:
+    if not unfiltered:
         lines.addFilter(_is_new)
     logger.addHandler(lines)
 
@@ -228,9 +228,9 @@ def _is_new(record: "LogRecord") -> bool:
 
     They report tasks that continue after an interruption, failing calls and rotated photos.
     """
-    own = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
-    own |= {"kling_expand.jobs.poll_schedule", "kling_expand.api.photo"}
-    return record.levelname not in {"DEBUG", "INFO"} and record.name not in own
+    shown_elsewhere = {"kling_expand.client", "kling_expand.jobs.future", "kling_expand.calls"}
+    shown_elsewhere |= {"kling_expand.jobs.poll_schedule", "kling_expand.api.photo"}
+    return record.levelname not in {"DEBUG", "INFO"} and record.name not in shown_elsewhere
 
 
 # ---------------------------------------------------------------------------- values

@@ -123,10 +123,12 @@ def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], m
 def test_a_geometry_option_replaces_the_default_geometry() -> None:
     """Defaults that can refine the new way still apply, and those that only refine the old way do not."""
     defaults = GeometryOptions(aspect="16:9", area=2.0, anchor="top")
-    assert GeometryOptions().over(defaults) == defaults
-    assert GeometryOptions(area=3.0).over(defaults) == GeometryOptions(aspect="16:9", area=3.0, anchor="top")
-    assert GeometryOptions(size="9x9").over(defaults) == GeometryOptions(size="9x9", anchor="top")
-    assert GeometryOptions(up=1.0).over(defaults) == GeometryOptions(up=1.0)
+    assert GeometryOptions().with_defaults(defaults) == defaults
+    assert GeometryOptions(area=3.0).with_defaults(defaults) == GeometryOptions(
+        aspect="16:9", area=3.0, anchor="top"
+    )
+    assert GeometryOptions(size="9x9").with_defaults(defaults) == GeometryOptions(size="9x9", anchor="top")
+    assert GeometryOptions(up=1.0).with_defaults(defaults) == GeometryOptions(up=1.0)
 
 
 def test_the_resume_command_can_be_pasted() -> None:

@@ -59,8 +59,8 @@ class FailuresFile:
 
     def add(self, job: Job) -> None:
         """Add the row of a job."""
-        why, image = job.reason, str(job.cells.get("image") or "")
-        reason = f"{why.type}: {why.message}" if why else job.outcome
+        problem, image = job.reason, str(job.cells.get("image") or "")
+        reason = f"{problem.type}: {problem.message}" if problem else job.outcome
         row = {"image": self._place(image), REASON: reason} | {
             name: value for name, value in job.cells.items() if name not in {"image", REASON}
         }

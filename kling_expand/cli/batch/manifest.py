@@ -41,28 +41,28 @@ from .tables import (
 class Defaults:
     """The options of the command, which apply where a row has no value.
 
-    The photo is expanded to `geometry` and to each of `further`. With several shapes, the names of the
-    results end in the shape, unless the output is a template with ``{shape}``.
+    The photo is expanded to `geometry` and to each of `other_geometries`. With several shapes, the names of
+    the results end in the shape, unless the output is a template with ``{shape}``.
     """
 
     geometry: GeometryOptions = field(factory=GeometryOptions)
     values: Mapping[str, Any] = field(factory=dict)
-    further: tuple[GeometryOptions, ...] = ()
+    other_geometries: tuple[GeometryOptions, ...] = ()
     passes: int = 1
     output: str = ""
 
     @classmethod
     def of(cls, shapes: ShapeOptions, request: RequestOptions, passes: int, output: str) -> "Defaults":
         """Return the defaults. Raise click's usage error for contradictory options."""
-        first, *further = shapes.geometries
+        first, *other_geometries = shapes.geometries
         if first.ways:
             shapes.require()
-        return cls(first, request.values, tuple(further), passes, output)
+        return cls(first, request.values, tuple(other_geometries), passes, output)
 
     @property
-    def in_names(self) -> bool:
+    def shape_in_names(self) -> bool:
         """Whether file names must include the shape."""
-        return bool(self.further) and "{shape}" not in self.output
+        return bool(self.other_geometries) and "{shape}" not in self.output
 
 
 class Problem(NamedTuple):
@@ -219,13 +219,13 @@ class PhotoFinder:
         self._visited: set[tuple[int, int]] = set()  # directories already searched, to which links may lead
         self._output = os.path.realpath(selection.output) if selection.output else ""
 
-    def find(self, words: Sequence[str]) -> FoundPhotos:
-        """Return the photos in the order of *words*, each once."""
-        for word in words:
+    def find(self, sources: Sequence[str]) -> FoundPhotos:
+        """Return the photos in the order of *sources*, each once."""
+        for word in sources:
             if "://" in word:
                 self._found.photos.append(FoundPhoto(word))
             elif os.path.isdir(word):  # noqa: PTH112 - pathlib normalizes names
-                alone = len(words) == 1
+                alone = len(sources) == 1
                 self._walk(word, "" if alone else os.path.basename(os.path.abspath(word)), alone=alone)  # noqa: PTH100, PTH119
             elif not os.path.lexists(word) and glob.has_magic(word):
                 self._match(word)
@@ -407,20 +407,20 @@ class Manifest:
         )
 
 
-def read_manifest(words: Sequence[str], selection: Selection | None = None) -> Manifest:
-    """Return the photos that the *words* of the command line name.
+def read_manifest(sources: Sequence[str], selection: Selection | None = None) -> Manifest:
+    """Return the photos that the *sources* of the command line name.
 
     Raises:
         NothingDone: if a manifest is named together with anything else.
     """
     finder = PhotoFinder(selection or Selection())
-    special = [] if finder.selection.named else [word for word in words if _special_kind(word)]
+    special = [] if finder.selection.named else [source for source in sources if _special_kind(source)]
     if not special:
-        return Manifest(words[0] if len(words) == 1 else "", "photos", finder.find(words))
-    if len(words) > 1:
+        return Manifest(sources[0] if len(sources) == 1 else "", "photos", finder.find(sources))
+    if len(sources) > 1:
         raise NothingDone(f"a manifest must be the only SOURCE, got {special[0]} and others")
-    kind = _special_kind(words[0])
-    return _from_stdin(finder) if kind == STDIN else Manifest(words[0], kind)
+    kind = _special_kind(sources[0])
+    return _from_stdin(finder) if kind == STDIN else Manifest(sources[0], kind)
 
 
 def _special_kind(word: str) -> str:
@@ -447,14 +447,14 @@ def _from_stdin(finder: PhotoFinder) -> Manifest:
 
 def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]:
     """Yield a row for each shape, or one for the entry's own geometry. All rows share the photo."""
-    own = any(entry.cells.get(name) not in (None, "") for name in WAYS)
-    if entry.error or own or not defaults.further:
+    has_geometry = any(entry.cells.get(name) not in (None, "") for name in WAYS)
+    if entry.error or has_geometry or not defaults.other_geometries:
         yield _row(entry, manifest, defaults)
         return
     image, shared = str(entry.cells.get("image", "")), None
     if image and "://" not in image:
         shared = SharedPhoto(str(manifest.folder / image))
-    for geometry in (defaults.geometry, *defaults.further):
+    for geometry in (defaults.geometry, *defaults.other_geometries):
         row = _row(entry, manifest, evolve(defaults, geometry=geometry))
         if row.request is not None and shared is not None:
             row = evolve(row, request=evolve(row.request, image=shared))
@@ -464,10 +464,10 @@ def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]
 
 
 def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
-    return evolve(_checked_row(entry, manifest, defaults), cells=_own_cells(entry, manifest))
+    return evolve(_checked_row(entry, manifest, defaults), cells=_resolved_cells(entry, manifest))
 
 
-def _own_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
+def _resolved_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
     """Return the cells of a row with the path of its photo, and a name that keeps its directory."""
     cells, image = dict(entry.cells), str(entry.cells.get("image") or "")
     if image and "://" not in image:
@@ -497,7 +497,7 @@ def _checked_row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
         return Row(entry.line, label, error=error.message, error_type=type(error).__name__)
     folder = entry.folder if manifest.kind == "photos" else relative_folder(texts["image"])
     name = texts.get("name") or stem(str(request.image))
-    if defaults.in_names:
+    if defaults.shape_in_names:
         name = f"{name}-{geometry.shape}"
     names = _names(name, "" if "name" in texts else folder, request)
     shape = geometry.shape
@@ -520,8 +520,8 @@ def _names(name: str, folder: str, request: ExpandRequest) -> tuple[str, ...]:
     """Return the possible names of a row's results. The last one is unique."""
     image = str(request.image)
     place = image if "://" in image else os.path.abspath(image)  # noqa: PTH100 - links must not be resolved
-    words = repr(evolve(request, image=place)).encode(errors="surrogateescape")
-    tag = hashlib.sha256(words).hexdigest()[:8]
+    content = repr(evolve(request, image=place)).encode(errors="surrogateescape")
+    tag = hashlib.sha256(content).hexdigest()[:8]
     parent = os.path.basename(os.path.dirname(place))  # noqa: PTH119, PTH120
     choices = [name, *([f"{parent}-{name}"] if parent else []), f"{name}-{tag}"]
     return tuple(f"{folder}/{choice}" if folder else choice for choice in choices)
@@ -554,11 +554,13 @@ def _request(
     image = texts.get("image")
     if image is None:
         raise InvalidRequest("image", "nothing", "must be a path or a URL")
-    own = {each.name: each.parse(texts[name]) for name, each in REQUEST_FIELDS.items() if name in texts}
+    row_values = {
+        each.name: each.parse(texts[name]) for name, each in REQUEST_FIELDS.items() if name in texts
+    }
     given = GeometryOptions(**{name: _option(name, texts[name]) for name in GEOMETRY if name in texts})
-    geometry = given.over(defaults.geometry)
+    geometry = given.with_defaults(defaults.geometry)
     place = image if "://" in image else str(folder / image)
-    return geometry, ExpandRequest(place, geometry.geometry(), **{**defaults.values, **own})
+    return geometry, ExpandRequest(place, geometry.geometry(), **{**defaults.values, **row_values})
 
 
 def _option(name: str, text: str) -> Any:

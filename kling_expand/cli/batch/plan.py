@@ -94,9 +94,9 @@ class Plan:
 
 @frozen(kw_only=True)
 class BulkPlan(Plan):
-    """The plan of `kling-expand expand` and `bulk` for the photos named by *words*."""
+    """The plan of `kling-expand expand` and `bulk` for the photos named by *sources*."""
 
-    words: Sequence[str]
+    sources: Sequence[str]
     selection: Selection
     defaults: Defaults
     fresh: bool = False  # whether to make, and pay for, finished jobs again
@@ -392,7 +392,7 @@ class Survey:
 
     `paid` counts the rows for which the journal has every task, and `paid_in_part` those for which it has
     only the first passes. `units` is the remaining cost. `problems` and `notes` are keyed by the row's id.
-    `superfluous` rows need no expansion, because the photo already has the shape.
+    `already_shaped` rows need no expansion, because the photo already has the shape.
     """
 
     rows: int = 0
@@ -400,10 +400,10 @@ class Survey:
     paid_in_part: int = 0
     units: int = 0
     pictures: int = 0
-    most_images: int = 1  # the largest number of pictures of one row
+    max_images: int = 1  # the largest number of pictures of one row
     problems: dict[tuple[int, str], Problem] = field(factory=dict)
     notes: dict[tuple[int, str], tuple[str, ...]] = field(factory=dict)
-    superfluous: set[tuple[int, str]] = field(factory=set)
+    already_shaped: set[tuple[int, str]] = field(factory=set)
     names: Counter[int] = field(factory=Counter)  # hashes of names, to save memory: there may be a million
     left_out: dict[str, int] = field(factory=dict)
     sizes: Counter[str] = field(factory=Counter)  # expected sizes of the pictures, only in a dry run
@@ -423,7 +423,7 @@ class Survey:
             self.problems[row.id] = Problem(row.error_type, row.error or "no request")
             return
         self.names.update(self._hash(row, name) for name in row.names[:-1])
-        self.most_images = max(self.most_images, row.request.n)
+        self.max_images = max(self.max_images, row.request.n)
         self.pictures += row.request.n
         due = (row.request.units if cost is None else cost) - paid
         self.paid += due == 0
@@ -487,12 +487,12 @@ async def find_rows(plan: BulkPlan) -> Manifest:
         require("images", "PIL")
     if plan.fit:
         require("images", "PIL")
-    found = await asyncio.to_thread(read_manifest, plan.words, plan.selection)
+    found = await asyncio.to_thread(read_manifest, plan.sources, plan.selection)
     photos = found.found
     folders = {os.path.dirname(photo.path) for photo in photos.photos if "://" not in photo.path}  # noqa: PTH120
-    near = {folder or os.curdir for folder in folders} | {plan.selection.output or os.curdir}
-    beside = await asyncio.to_thread(_journals_in, near) if photos.photos else set()
-    journals = {path_key(path): path for path in {*photos.journals, *beside, plan.journal} if path}
+    searched = {folder or os.curdir for folder in folders} | {plan.selection.output or os.curdir}
+    nearby = await asyncio.to_thread(_journals_in, searched) if photos.photos else set()
+    journals = {path_key(path): path for path in {*photos.journals, *nearby, plan.journal} if path}
     photos.remove_results(await saved_files(list(journals.values())))
     if plan.output.notes:
         for line in photos.lines():
@@ -516,12 +516,12 @@ async def check_rows(
     survey.noun = _noun(plan, listed)
     meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
     check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=plan.dry_run or plan.strict)
-    noted, have_shape = dict[str, list[str]](), list[str]()
+    labels_by_note, have_shape = dict[str, list[str]](), list[str]()
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for row, checked, notes in await asyncio.to_thread(list, map(check_row, chunk)):
                 if row.error == HAS_SHAPE:
-                    survey.superfluous.add(row.id)
+                    survey.already_shaped.add(row.id)
                     have_shape.append(row.label)
                     continue
                 cost = checked.units(row.request) if checked and row.request else None
@@ -531,17 +531,17 @@ async def check_rows(
                     survey.sizes["{}x{}".format(*checked.canvas.expected_size)] += 1
                 if plan.overwrite and row.request is not None:
                     survey.sources.add(path_key(str(row.request.image)))
-                _take_notes(plan, survey, noted, row, notes)
+                _collect_notes(plan, survey, labels_by_note, row, notes)
             meter.show(survey.rows)
-    if survey.superfluous:
-        survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.superfluous)
-        few, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
+    if survey.already_shaped:
+        survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.already_shaped)
+        shown, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
         number = f"{len(have_shape)} left out, because the photo already has the shape"
-        noted[f"{number}: {few}{f' and {more} more' if more else ''}"] = []
+        labels_by_note[f"{number}: {shown}{f' and {more} more' if more else ''}"] = []
     problems = {problem.message for problem in survey.problems.values()}
-    for note, labels in noted.items():
+    for note, labels in labels_by_note.items():
         if plan.output.notes or (note in problems and not plan.output.as_json):
-            click.echo(clean(_noted(note, labels)), err=True)
+            click.echo(clean(_note_line(note, labels)), err=True)
     return survey
 
 
@@ -549,7 +549,7 @@ def _noun(plan: BulkPlan, listed: Manifest) -> str:
     """Return the word for the rows of a batch in messages. Only those of a manifest are called rows."""
     if listed.kind in {"table", "lines"}:
         return "row"
-    return "picture" if plan.defaults.further else "photo"
+    return "picture" if plan.defaults.other_geometries else "photo"
 
 
 def _checked(
@@ -570,19 +570,19 @@ def _checked(
     return row, checked, (*warnings, *checked.notes)
 
 
-def _take_notes(
-    plan: BulkPlan, survey: Survey, noted: dict[str, list[str]], row: Row, notes: tuple[str, ...]
+def _collect_notes(
+    plan: BulkPlan, survey: Survey, labels_by_note: dict[str, list[str]], row: Row, notes: tuple[str, ...]
 ) -> None:
     """Keep the notes about a row. If the row is bad, print the reason."""
     if notes:
         survey.notes[row.id] = notes
     shared = row.several and row.error_type == ImageError.__name__  # all shapes of the photo have the error
     if row.error is not None and (NO_SHAPE in row.error or (shared and not plan.output.as_json)):
-        noted.setdefault(row.error, []).append(row.label)  # printed once for all rows that have it
+        labels_by_note.setdefault(row.error, []).append(row.label)  # printed once for all rows that have it
     elif row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)
     for note in notes:
-        noted.setdefault(note, []).append(row.label)
+        labels_by_note.setdefault(note, []).append(row.label)
     if plan.output.as_json and plan.dry_run:
         for text in (row.error, *notes):
             if text is not None:
@@ -590,7 +590,7 @@ def _take_notes(
                 show({"line": row.line, "source": row.label, "bad": bad, "note": text})
 
 
-def _noted(note: str, labels: list[str]) -> str:
+def _note_line(note: str, labels: list[str]) -> str:
     """Return a note about one photo, several photos or the whole batch, on one line."""
     if not labels:
         return note
@@ -604,8 +604,8 @@ class _Meter:
     """A counter of checked rows on stderr, updated once a second."""
 
     def __init__(self, plan: Plan, total: int) -> None:
-        self._silent = not plan.output.notes
-        self._of = f" of {total}" if total else ""
+        self._quiet = not plan.output.notes
+        self._total_text = f" of {total}" if total else ""
         self._shown_at = time.monotonic()
         self._line = ""
 
@@ -619,10 +619,10 @@ class _Meter:
     def show(self, checked: int) -> None:
         """Print the number of *checked* rows if it is time to do so."""
         now = time.monotonic()
-        if self._silent or now - self._shown_at < 1.0:
+        if self._quiet or now - self._shown_at < 1.0:
             return
         self._shown_at = now
-        text = f"checked {checked}{self._of} photos"
+        text = f"checked {checked}{self._total_text} photos"
         if sys.stderr.isatty():
             self._line = text
             click.echo(f"\r{text}", nl=False, err=True)
@@ -636,7 +636,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
     Raises:
         InvalidRequest: if results of two rows, or two results of one, would share a path.
     """
-    target, n, shapes = plan.output.target, survey.most_images, len(plan.defaults.further) + 1
+    target, n, shapes = plan.output.target, survey.max_images, len(plan.defaults.other_geometries) + 1
     first = _sample_paths(0, target, n)
     if survey.rows > shapes and first & _sample_paths(1, target, n):
         problem = "results of two photos would share a path"

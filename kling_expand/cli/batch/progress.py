@@ -55,7 +55,7 @@ NARROW = 60  # columns: on a narrower terminal, the live screen shows its number
 TICK = 0.5  # seconds between two checks whether a line is due
 TROUBLE_AFTER = 1.0  # seconds for which a call must fail before it is reported
 _STATUS_WORDS = {"succeed": "succeeded"}  # shown instead of the service's words
-TROUBLE_LIFE = 60.0  # seconds without another failed call, after which trouble is over
+TROUBLE_TIMEOUT = 60.0  # seconds without another failed call, after which trouble is over
 
 
 @define(eq=False)
@@ -214,22 +214,22 @@ class Progress:
             now, route = self.clock(), event.route or EventKind.READ
             known = self.troubles.get(route)
             self.recovered = False
-            self.troubles[route] = Trouble(event.error, known.began_at if known else now, now, event.wait)
+            self.troubles[route] = Trouble(event.error, known.started_at if known else now, now, event.wait)
         if self.on_event is not None:
             self.on_event(event)
 
     def trouble(self, stats: Stats) -> tuple[str, Trouble] | None:
         """Return the route whose calls have failed for the longest time, with its trouble, or None."""
         now = self.clock()
-        lasting = [
+        persistent = [
             (route, trouble)
             for route, trouble in self.troubles.items()
-            if now - trouble.began_at >= TROUBLE_AFTER
-            and now - trouble.seen_at < TROUBLE_LIFE + (trouble.wait or 0.0)
+            if now - trouble.started_at >= TROUBLE_AFTER
+            and now - trouble.seen_at < TROUBLE_TIMEOUT + (trouble.wait or 0.0)
             # At the limit of parallel tasks, a run with running tasks continues as soon as one of them ends.
             and not (isinstance(trouble.error, ParallelLimit) and stats.running)
         ]
-        return min(lasting, key=lambda each: each[1].began_at, default=None)
+        return min(persistent, key=lambda each: each[1].started_at, default=None)
 
     def time_left(self, stats: Stats) -> float | None:
         """Return the expected seconds until the last row ends, or None before the first task has ended."""

@@ -17,7 +17,7 @@ from attrs import evolve
 
 from kling_expand.cli.terminal import (
     FAILED,
-    HOPELESS,
+    FATAL,
     NothingDone,
     clean,
     money,
@@ -77,12 +77,12 @@ SAVE_GRACE = 1.5  # seconds to finish saves after an interruption
 OUTPUT_INTERVAL = 5.0  # seconds between two checks of the output
 MAX_UNREACHED = 3  # jobs without a response, after which the batch stops if the service has never responded
 
-_AGAIN = "run the same command again"
-_INTERRUPTED = f"the run was interrupted; {_AGAIN} to continue"
+_RUN_AGAIN = "run the same command again"
+_INTERRUPTED = f"the run was interrupted; {_RUN_AGAIN} to continue"
 _DOCTOR = "`kling-expand doctor` tests the connection"
 
 # Errors with which every other job would also fail, and what the user can check.
-_HOPELESS: dict[type[KlingError], str] = {
+_FATAL_ERRORS: dict[type[KlingError], str] = {
     AuthenticationError: "check KLING_API_KEY, or KLING_ACCESS_KEY and KLING_SECRET_KEY, and whether they "
     "belong to the region of KLING_BASE_URL",
     AccountError: "check the account's resource packs and payments in the console",
@@ -150,7 +150,7 @@ async def submit_rows(
 
 
 def _job_of(row: Row, survey: Survey) -> Job:
-    left_out = row.id in survey.superfluous
+    left_out = row.id in survey.already_shaped
     return Job(
         row.label,
         survey.names_for(row) if row.names else (),
@@ -284,7 +284,7 @@ async def run_batch(
             _report_open(runner.open_jobs, plan)
         if journal is not None and summarized and progress.started:
             advice = runner.advice if runner else ""
-            hint = f"stopped: {advice}, then {_AGAIN}" if advice else retry_hint
+            hint = f"stopped: {advice}, then {_RUN_AGAIN}" if advice else retry_hint
             await _summarize(plan, progress, journal, hint, left_out or {})
     return runner.exit_code
 
@@ -322,15 +322,15 @@ class Runner:
             settings=client.settings,
             emulated=plan.connection.emulator,
         )
-        self._places = asyncio.Semaphore(plan.max_open or 2 * plan.limits.max_in_flight)
-        self._save_places = asyncio.Semaphore(MAX_SAVES)
+        self._open_limit = asyncio.Semaphore(plan.max_open or 2 * plan.limits.max_in_flight)
+        self._save_limit = asyncio.Semaphore(MAX_SAVES)
         self._saves: set[asyncio.Task[None]] = set()
         self._started: dict[Job, None] = {}  # jobs that have not ended
         self._unsettled: dict[Job, None] = {}
         self._failures = 0
         self._stopped = ""  # why nothing more is sent
         self.advice: str = ""  # the advice for an error with which every other job would also fail
-        self._answered = False  # whether the service has accepted a job, or had one already
+        self._job_accepted = False  # whether the service has accepted a job, or had one already
         self._unreached = 0
         self._output_tried_at = asyncio.get_running_loop().time()
 
@@ -342,7 +342,7 @@ class Runner:
     @property
     def exit_code(self) -> int:
         """The exit code of the command."""
-        return 0 if self._progress.complete else HOPELESS if self.advice else FAILED
+        return 0 if self._progress.complete else FATAL if self.advice else FAILED
 
     async def run(self, jobs: Jobs) -> None:
         """Follow every job to its end. A failure affects no other job.
@@ -374,7 +374,7 @@ class Runner:
     async def _start_all(self, jobs: Jobs, group: asyncio.TaskGroup) -> Exception | None:
         """Start the jobs in order. Return an exception of *jobs*, to be raised after the started jobs end."""
         while True:
-            await self._places.acquire()
+            await self._open_limit.acquire()
             await self._try_output(OUTPUT_INTERVAL)
             if self._stopped and not self._all_reported:
                 return None
@@ -392,7 +392,7 @@ class Runner:
                     self._unsettled[job] = None
                 group.create_task(self._follow(job))
             else:
-                self._places.release()
+                self._open_limit.release()
                 await self._end_unsubmitted(job)
 
     async def _end_unsubmitted(self, job: Job) -> None:
@@ -431,7 +431,7 @@ class Runner:
     async def _follow(self, job: Job) -> None:
         try:
             result = await self._result(job)
-            await self._save_places.acquire()
+            await self._save_limit.acquire()
         except KlingError as error:
             self._fail(job, error)
             if job.outcome == "bad":
@@ -439,7 +439,7 @@ class Runner:
             return
         finally:
             job.discard()
-            self._places.release()
+            self._open_limit.release()
         # The save is a separate task, so that an interruption does not stop the download of a paid result.
         save = asyncio.create_task(self._save(job, result))
         self._saves.add(save)
@@ -458,7 +458,7 @@ class Runner:
     async def _ended(self, job: Job, future: TaskFuture) -> ExpandResult:
         """Show the snapshots of a task, and return its result."""
         async for task in future:
-            self._answered |= future.task is not None  # a queued job has no task
+            self._job_accepted |= future.task is not None  # a queued job has no task
             self._display.snapshot(job, task)
             if self._only_ended and not task.status.final:
                 raise KlingError(f"the task has not ended yet ({task.task_status})", task_id=task.task_id)
@@ -483,7 +483,7 @@ class Runner:
         else:
             self._end(job, "known" if known else "saved")
         finally:
-            self._save_places.release()
+            self._save_limit.release()
 
     async def _finish(self, job: Job, result: ExpandResult) -> None:
         """Make the full-size pictures of a saved job, and check its pictures."""
@@ -520,7 +520,7 @@ class Runner:
             self._end(job, "not sent")
             return
         bad = isinstance(error, InvalidRequest) and error.task_id is None
-        if not self._stop_if_hopeless(error):
+        if not self._stop_if_fatal(error):
             text = shell_words(error.message if bad else str(error))
             self._display.failure(f"{job.label}: {text}")
         self._end(job, "bad" if bad else "failed")
@@ -528,10 +528,10 @@ class Runner:
         if self._failures == self._plan.max_failures:
             self._stop(f"{plural(self._failures, 'job')} failed (--max-failures)")
 
-    def _stop_if_hopeless(self, error: KlingError) -> bool:
+    def _stop_if_fatal(self, error: KlingError) -> bool:
         """Stop if every other job would fail with *error*. Return whether the error has been reported."""
-        advice = next((text for kind, text in _HOPELESS.items() if isinstance(error, kind)), None)
-        if isinstance(error, TransportError | SubmissionUnknown) and not self._answered:
+        advice = next((text for kind, text in _FATAL_ERRORS.items() if isinstance(error, kind)), None)
+        if isinstance(error, TransportError | SubmissionUnknown) and not self._job_accepted:
             self._unreached += 1
             advice = _UNREACHED if self._unreached >= MAX_UNREACHED else None
         elif isinstance(error, JournalError) and error.task_id is None:
@@ -591,7 +591,9 @@ class Results:
         self._protected = plan.protected
         self._journal = journal
         self._owners: dict[str, str] | None = None  # for each file in the journal, the job that owns it
-        self._taken: dict[str, tuple[str, ...]] = {}  # for each file of this run, the names of its job
+        self._names_by_file: dict[
+            str, tuple[str, ...]
+        ] = {}  # for each file of this run, the names of its job
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def save(self, job: Job, result: ExpandResult) -> tuple[tuple[Path, ...], bool]:
@@ -614,7 +616,7 @@ class Results:
             files = known if {*map(_key, known)} <= recorded else ()
             photo = _photo(result) if self._output.metadata else False
             files = files or await self._download(evolve(result, name=name), photo)
-            self._taken |= dict.fromkeys(map(_key, files), names)
+            self._names_by_file |= dict.fromkeys(map(_key, files), names)
             job.saved_as = name
             return files, bool(known)
 
@@ -642,12 +644,12 @@ class Results:
     async def _download(self, result: ExpandResult, photo: str | bool) -> tuple[Path, ...]:
         overwrite = self._overwrite
         if overwrite:
-            there = await asyncio.to_thread(_existing, self._paths(result))
-            overwrite = not there & self._protected
-            await self._disown(there if overwrite else set())
+            existing = await asyncio.to_thread(_existing, self._paths(result))
+            overwrite = not existing & self._protected
+            await self._forget_files(existing if overwrite else set())
         return await result.save(self._target, overwrite=overwrite, metadata=photo, **self._output.form)
 
-    async def _disown(self, keys: set[str]) -> None:
+    async def _forget_files(self, keys: set[str]) -> None:
         """Record that these files are no longer results of their jobs."""
         if self._journal is None:
             return
@@ -665,24 +667,26 @@ class Results:
         """Return the name and files of a job that is already saved, or else its first name and no files."""
         for name in names:
             paths = self._paths(evolve(result, name=name))
-            found = [self._known_file(paths, place, names, recorded) for place in range(len(paths.numbers))]
+            found = [
+                self._known_file(paths, position, names, recorded) for position in range(len(paths.numbers))
+            ]
             if None not in found:
                 return name, tuple(path for path in found if path is not None)
         return names[0], ()
 
     def _known_file(
-        self, paths: OutputPaths, place: int, names: tuple[str, ...], recorded: set[str]
+        self, paths: OutputPaths, position: int, names: tuple[str, ...], recorded: set[str]
     ) -> Path | None:
         """Return a saved picture of this task that no other photo of this run uses, or None.
 
         The journal or the mark of a file shows that it is a picture of this task.
         """
-        marked, wanted = paths.find_saved(place, watermark=False), self._output.format
-        for path in paths.candidates(place):
+        marked, wanted = paths.find_saved(position, watermark=False), self._output.format
+        for path in paths.candidates(position):
             if wanted is not None and path.suffix != FORMATS[wanted]:
                 continue
-            mine = path == marked or (_key(path) in recorded and os.path.lexists(path))
-            if mine and self._taken.get(_key(path), names) == names:
+            belongs = path == marked or (_key(path) in recorded and os.path.lexists(path))
+            if belongs and self._names_by_file.get(_key(path), names) == names:
                 return path
         return None
 
@@ -701,8 +705,10 @@ def _key(path: Path) -> str:
 
 def _existing(paths: OutputPaths) -> set[str]:
     """Return the keys of the files that the results of a task may replace."""
-    places = range(len(paths.numbers))
-    return {_key(path) for place in places for path in paths.candidates(place) if os.path.lexists(path)}
+    positions = range(len(paths.numbers))
+    return {
+        _key(path) for position in positions for path in paths.candidates(position) if os.path.lexists(path)
+    }
 
 
 # ---------------------------------------------------------------------------- the summary
@@ -714,8 +720,10 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     if not open_jobs:
         return
     connection = plan.connection
-    whole = plan.journal and any(job.passes for job in open_jobs.values())  # `wait` omits later passes
-    words = f"resume {quote(plan.journal)}" if whole else "wait"
+    resumes_journal = plan.journal and any(
+        job.passes for job in open_jobs.values()
+    )  # `wait` omits later passes
+    words = f"resume {quote(plan.journal)}" if resumes_journal else "wait"
     resume = connection.resume_command(words, plan.output.target)
     words = _open_tasks(len(open_jobs), emulated=not resume)
     click.echo(f"{words}:" if resume else words, err=True)
@@ -725,7 +733,9 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
         external_id = (job.future and job.future.external_task_id) or "-"
         known = f"external id {external_id}" if job.future and job.future.task else "not confirmed"
         click.echo(clean(f"  {any_id}  {known}  {job.label}"), err=True)
-    click.echo(clean(f"resume with: {resume}{'' if whole else ' '.join(open_jobs)}".rstrip()), err=True)
+    click.echo(
+        clean(f"resume with: {resume}{'' if resumes_journal else ' '.join(open_jobs)}".rstrip()), err=True
+    )
 
 
 def _open_tasks(count: int, *, emulated: bool) -> str:
@@ -777,7 +787,7 @@ def _summary_lines(plan: Plan, progress: Progress, usage: Usage, retry_hint: str
     if usage.open:
         yield _open_tasks(usage.open, emulated=plan.connection.emulator)
     if progress.interrupted:
-        yield f"interrupted: {_AGAIN} to continue; nothing is paid for twice"
+        yield f"interrupted: {_RUN_AGAIN} to continue; nothing is paid for twice"
     elif progress.failed or progress.not_sent:
         larger = "with a larger --budget, " if progress.over_budget else ""
-        yield retry_hint or f"{larger}{_AGAIN} to retry the jobs that failed or were not sent"
+        yield retry_hint or f"{larger}{_RUN_AGAIN} to retry the jobs that failed or were not sent"

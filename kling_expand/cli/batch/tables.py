@@ -79,11 +79,11 @@ def _encoding_advice(name: str, error: UnicodeDecodeError) -> str:
         head = file.read(4096)
     if head.startswith(b"PK\x03\x04"):
         return 'must be UTF-8 text, got an Excel workbook; in Excel, save it as "CSV UTF-8"'
-    wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head
-    found = "UTF-16" if wide else "WINDOWS-1252"
-    guess = f"got {found}" if wide else f"got another encoding, perhaps {found} ({error.reason})"
+    is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head
+    found = "UTF-16" if is_utf16 else "WINDOWS-1252"
+    problem = f"got {found}" if is_utf16 else f"got another encoding, perhaps {found} ({error.reason})"
     return (
-        f'must be UTF-8 text, {guess}; in a spreadsheet, save it as "CSV UTF-8", or run:'
+        f'must be UTF-8 text, {problem}; in a spreadsheet, save it as "CSV UTF-8", or run:'
         f" iconv -f {found} -t UTF-8 {name} > utf8-{name.rpartition('/')[2]}"
     )
 
@@ -102,21 +102,21 @@ class _Records:
 
     def __init__(self, file: TextIO, number: int) -> None:
         self._file = file
-        self._within = False  # whether the next line continues a record
+        self._in_record = False  # whether the next line continues a record
         self.number = number  # number of the last line that was read
         self.first = number  # number of the record's first line
 
     def begin(self) -> None:
         """Expect the first line of a record."""
-        self._within = False
+        self._in_record = False
 
     def __iter__(self) -> Iterator[str]:
         for line in self._file:
             self.number += 1
-            if not self._within:
+            if not self._in_record:
                 if not line.strip() or line.lstrip().startswith("#"):
                     continue
-                self.first, self._within = self.number, True
+                self.first, self._in_record = self.number, True
             yield line
 
 
@@ -173,9 +173,9 @@ def _checked_header(name: str, header: list[str]) -> list[str]:
         wanted = "image (or file, path, photo)"
         raise NothingDone(f"{name}: the first line must name the columns, and {wanted} must be one of them")
     header = ["image" if column == named else column for column in header]
-    twice = next((column for column in header if column and header.count(column) > 1), None)
-    if twice:
-        raise NothingDone(f"{name}: there are two columns named {twice}")
+    duplicate = next((column for column in header if column and header.count(column) > 1), None)
+    if duplicate:
+        raise NothingDone(f"{name}: there are two columns named {duplicate}")
     problem = unknown(header)
     if problem:
         raise NothingDone(f"{name}: {problem}")
@@ -189,12 +189,10 @@ def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> En
             f"the row has {len(cells)} cells, but the header has {len(header)}; quote cells that have commas"
         )
         return Entry(line, found, error)
-    swallowed = next(
-        (name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None
-    )
-    if swallowed is None:
+    suspect = next((name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None)
+    if suspect is None:
         return Entry(line, found)
-    return Entry(line, found, warning=f"{swallowed} seems to contain whole rows; a quote may be missing")
+    return Entry(line, found, warning=f"{suspect} seems to contain whole rows; a quote may be missing")
 
 
 def _holds_rows(cell: str, columns: int, delimiter: str) -> bool:

@@ -13,7 +13,7 @@ class Trouble:
     """Failing calls of one route: the last error, the times of the first and last failure, and the wait."""
 
     error: KlingError
-    began_at: float
+    started_at: float
     seen_at: float
     wait: float | None = None
 
@@ -39,7 +39,7 @@ def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now:
         pause = trouble.wait or error.retry_after
         rest = f", calling again in {span(max(trouble.seen_at + pause - now, 0))}" if pause else ""
         return f"too many requests for {host} (1302){rest}"
-    left = trouble.began_at + limit - now
+    left = trouble.started_at + limit - now
     end = f"giving up in {span(left)}" if left >= 1 else "giving up soon"
     if route == DOWNLOAD:
         return f"a picture cannot be downloaded yet ({error.message}), {end}"

@@ -83,19 +83,19 @@ class BatchOptions(OptionGroup):
 
     def plan(
         self,
-        words: tuple[str, ...],
+        sources: tuple[str, ...],
         output: OutputOptions,
         shapes: ShapeOptions,
         request: RequestOptions,
         *,
-        several: PassesOption,
+        passes_option: PassesOption,
         **options: Any,
     ) -> "BulkPlan":
         """Return the plan of a batch with these options."""
         from kling_expand.cli.batch.manifest import Defaults, Selection
         from kling_expand.cli.batch.plan import BulkPlan, default_journal, output_folder
 
-        _require_shape(words, shapes)
+        _require_shape(sources, shapes)
         if self.journal and self.no_journal:
             raise click.UsageError("--journal and --no-journal cannot be combined")
         selection = Selection(
@@ -107,8 +107,8 @@ class BatchOptions(OptionGroup):
         )
         journal = self.journal or default_journal(output.target, options["connection"])
         return BulkPlan(
-            words=words,
-            defaults=Defaults.of(shapes, request, several.passes, output.target),
+            sources=sources,
+            defaults=Defaults.of(shapes, request, passes_option.passes, output.target),
             selection=selection,
             output=output,
             journal="" if self.no_journal else journal,
@@ -166,11 +166,11 @@ def run_plan(plan: "BulkPlan") -> None:
     leave(asyncio.run(run_rows(plan)))
 
 
-def _require_shape(words: tuple[str, ...], shapes: ShapeOptions) -> None:
+def _require_shape(sources: tuple[str, ...], shapes: ShapeOptions) -> None:
     """Raise click's usage error if no shape is given, unless rows of a manifest may have their own."""
     from kling_expand.cli.batch.tables import LINES, STDIN, TABLES  # imported here, because few need it
 
-    if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in words):
+    if not any(word == STDIN or word.lower().endswith(TABLES + LINES) for word in sources):
         shapes.require()
 
 
@@ -202,16 +202,16 @@ Columns of a manifest:
 
 
 @click.command(cls=GroupedCommand, epilog=COLUMNS)
-@click.argument("words", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path())
 @options(
     shapes=ShapeOptions,
-    several=PassesOption,
+    passes_option=PassesOption,
     request=RequestOptions,
     batch=BatchOptions,
     chosen=BulkOptions,
     limits=LimitOptions,
     output=OutputOptions,
-    limit=DeadlineOption,
+    deadline_option=DeadlineOption,
     connection=EmulatedConnection,
 )
 @click.option(
@@ -223,16 +223,16 @@ Columns of a manifest:
     help="Print an example of a manifest, and exit.",
 )
 def bulk(
-    words: tuple[str, ...],
+    sources: tuple[str, ...],
     *,
     shapes: ShapeOptions,
-    several: PassesOption,
+    passes_option: PassesOption,
     request: RequestOptions,
     batch: BatchOptions,
     chosen: BulkOptions,
     limits: LimitOptions,
     output: OutputOptions,
-    limit: DeadlineOption,
+    deadline_option: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
     """Expand many photos, from directories, a list or a table, and skip bad ones.
@@ -258,15 +258,15 @@ def bulk(
     """
     run_plan(
         batch.plan(
-            words,
+            sources,
             output,
             shapes,
             request,
-            several=several,
-            title=f"{words[0] if len(words) == 1 else 'photos'} to {output.target}",
+            passes_option=passes_option,
+            title=f"{sources[0] if len(sources) == 1 else 'photos'} to {output.target}",
             connection=connection,
             limits=limits,
-            deadline=limit.deadline,
+            deadline=deadline_option.deadline,
             max_failures=chosen.max_failures,
             strict=chosen.strict,
             failures=chosen.failures,

@@ -77,19 +77,19 @@ async def _request(auth: Auth, settings: Settings) -> list[Finding]:
 
     clocks: list[tuple[float, float | None]] = []
 
-    def decode(answer: "Response") -> Any:
-        clocks.append((time.time(), answer.server_time))
-        return codec.decode_tasks(answer)
+    def decode(response: "Response") -> Any:
+        clocks.append((time.time(), response.server_time))
+        return codec.decode_tasks(response)
 
     error: KlingError | None = None
-    began = time.monotonic()
+    started_at = time.monotonic()
     async with Session(settings, auth, rng=Random()) as session:
         try:
             page = {"pageNum": 1, "pageSize": 1}
             await session.call("GET", codec.create_path(settings.dialect), decode, params=page)
         except KlingError as failure:
             error = failure
-    took = time.monotonic() - began
+    took = time.monotonic() - started_at
     service = Finding("service", good=True, text=f"{settings.base_url} answered in {took:.2f} s")
     if error is not None and not isinstance(error, AuthenticationError):
         named = settings.base_url in str(error)
@@ -111,15 +111,15 @@ def _named(auth: Auth) -> str:
     return "API key" if isinstance(auth, StaticKey) else repr(auth).strip("<>").replace("KeyPair", "key pair")
 
 
-def _clock(here: float, there: float | None) -> Finding:
+def _clock(local_time: float, server_time: float | None) -> Finding:
     """Compare this machine's clock with the service's date, which has whole seconds."""
-    if there is None:
+    if server_time is None:
         return Finding("clock", good=None, text="the service sent no date")
-    off = here - there - 0.5
-    text = f"{abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} the service"
-    if abs(off) > MAX_CLOCK_SKEW:
+    offset = local_time - server_time - 0.5
+    text = f"{abs(offset):.1f} s {'ahead of' if offset > 0 else 'behind'} the service"
+    if abs(offset) > MAX_CLOCK_SKEW:
         text += ", so tokens may be refused: set this machine's clock"
-    return Finding("clock", good=abs(off) <= MAX_CLOCK_SKEW, text=text)
+    return Finding("clock", good=abs(offset) <= MAX_CLOCK_SKEW, text=text)
 
 
 def _extras() -> Iterator[Finding]:
@@ -128,9 +128,9 @@ def _extras() -> Iterator[Finding]:
 
 
 def _extra(extra: str, needs: Iterable[str]) -> Finding:
-    have = {name: _version(name) for name in needs}
-    text = ", ".join(f"{name} {found or 'missing'}" for name, found in have.items())
-    if not all(have.values()):
+    versions = {name: _version(name) for name in needs}
+    text = ", ".join(f"{name} {found or 'missing'}" for name, found in versions.items())
+    if not all(versions.values()):
         return Finding(f"extra {extra}", good=None, text=f"{text} (pip install 'kling-expand[{extra}]')")
     return Finding(f"extra {extra}", good=True, text=text)
 

@@ -21,24 +21,24 @@ from kling_expand.cli.terminal import plural
 @click.argument("photos", metavar="PHOTO...", nargs=-1, required=True, type=click.Path())
 @options(
     shapes=ShapeOptions,
-    several=PassesOption,
+    passes_option=PassesOption,
     request=RequestOptions,
     batch=BatchOptions,
     limits=LimitOptions,
     output=OutputOptions,
-    limit=DeadlineOption,
+    deadline_option=DeadlineOption,
     connection=EmulatedConnection,
 )
 def expand(
     photos: tuple[str, ...],
     *,
     shapes: ShapeOptions,
-    several: PassesOption,
+    passes_option: PassesOption,
     request: RequestOptions,
     batch: BatchOptions,
     limits: LimitOptions,
     output: OutputOptions,
-    limit: DeadlineOption,
+    deadline_option: DeadlineOption,
     connection: EmulatedConnection,
 ) -> None:
     """Expand each PHOTO and save the results.
@@ -67,11 +67,11 @@ def expand(
             output,
             shapes,
             request,
-            several=several,
+            passes_option=passes_option,
             title=f"{plural(len(photos), 'photo')} to {output.target}",
             connection=connection,
             limits=limits,
-            deadline=limit.deadline,
+            deadline=deadline_option.deadline,
             detailed=True,
             strict=True,
         )

@@ -74,7 +74,7 @@ class Database(OptionGroup):
             from kling_expand.fleet.queue import Fleet
         except ImportError as error:
             raise NothingDone(EXTRA) from error
-        redirect_warnings(None, every=True)
+        redirect_warnings(None, unfiltered=True)
         async with Fleet(self.dsn, run=self.run) as fleet:
             yield fleet
 
@@ -130,7 +130,7 @@ class SubmitOptions(OptionGroup):
 @click.argument("photos", metavar="[PHOTO]...", nargs=-1)
 @options(
     geometry=GeometryOptions,
-    several=PassesOption,
+    passes_option=PassesOption,
     request=RequestOptions,
     chosen=SubmitOptions,
     database=Database,
@@ -140,7 +140,7 @@ def submit(
     photos: tuple[str, ...],
     *,
     geometry: GeometryOptions,
-    several: PassesOption,
+    passes_option: PassesOption,
     request: RequestOptions,
     chosen: SubmitOptions,
     database: Database,
@@ -150,10 +150,10 @@ def submit(
 
     PHOTO is the path of a file that the workers can read, a URL, or an object-store URL (s3://…).
     """
-    how_far = geometry.geometry()
+    target_geometry = geometry.geometry()
     listed = filter(None, map(str.strip, chosen.listed or ()))
-    requests = (request.request(photo, how_far) for photo in chain(photos, listed))
-    submitting = _submit(requests, chosen, database, passes=several.passes, as_json=output.as_json)
+    requests = (request.request(photo, target_geometry) for photo in chain(photos, listed))
+    submitting = _submit(requests, chosen, database, passes=passes_option.passes, as_json=output.as_json)
     if failures := asyncio.run(submitting):
         click.echo(f"{plural(failures, 'job')} failed", err=True)
         leave(FAILED)
@@ -170,7 +170,7 @@ async def _submit(
     """Queue the requests, optionally wait for them, and return the number of failures."""
     waiting: dict[str, str] = {}  # photos by the keys of their jobs
 
-    def noted() -> Iterator[ExpandRequest]:
+    def remember_photos() -> Iterator[ExpandRequest]:
         from kling_expand.fleet.job import pack
 
         for request in requests:
@@ -178,16 +178,16 @@ async def _submit(
                 waiting[pack(request)["key"]] = source_name(request.image)
             yield request
 
-    began_at = time.time()
+    started_at = time.time()
     async with database.open() as fleet:
-        count = await fleet.submit_many(noted(), passes=passes, priority=chosen.priority)
+        count = await fleet.submit_many(remember_photos(), passes=passes, priority=chosen.priority)
         click.echo(f"{plural(count, 'job')} queued", err=True)
         if not chosen.wait:
             return 0
         if not (await fleet.stats()).workers:
             click.echo("no worker is running yet: start one with `kling-expand fleet worker`", err=True)
         failures = 0
-        async with aclosing(_own_outcomes(fleet, waiting, began_at)) as outcomes:
+        async with aclosing(_own_outcomes(fleet, waiting, started_at)) as outcomes:
             async for ended in outcomes:
                 failures += ended.status != "succeeded"
                 _print_outcome(ended, waiting.pop(ended.key), as_json=as_json)
@@ -197,19 +197,19 @@ async def _submit(
 
 
 async def _own_outcomes(
-    fleet: "Fleet", waiting: Mapping[str, str], began_at: float
+    fleet: "Fleet", waiting: Mapping[str, str], started_at: float
 ) -> AsyncGenerator["JobOutcome", None]:
     """Yield the outcomes of the jobs in *waiting*, until the caller has removed all of these jobs.
 
-    Outcomes from before *began_at* come last. A job that was submitted again keeps its earlier outcome until
-    it ends again. But if a worker's clock is behind, a new outcome seems to be an earlier one.
+    Outcomes from before *started_at* come last. A job that was submitted again keeps its earlier outcome
+    until it ends again. But if a worker's clock is behind, a new outcome seems to be an earlier one.
     """
     earlier: dict[str, JobOutcome] = {}
     async with aclosing(fleet.results()) as outcomes:
         async for ended in outcomes:
             if ended.key not in waiting:
                 continue
-            if ended.ended_at < began_at:
+            if ended.ended_at < started_at:
                 earlier[ended.key] = ended
                 continue
             yield ended
@@ -310,7 +310,7 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
         async with database.open() as fleet:
             from kling_expand.fleet.worker import Worker
 
-            one = Worker(
+            process = Worker(
                 fleet,
                 concurrency=chosen.concurrency,
                 max_in_flight=chosen.max_in_flight,
@@ -322,8 +322,8 @@ def worker(*, chosen: WorkerOptions, database: Database) -> None:
                 shutdown_timeout=chosen.shutdown_timeout,
                 base_url=chosen.base_url,
             )
-            _on_signal(one.stop)
-            await one.run()
+            _on_signal(process.stop)
+            await process.run()
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from .ratios import describe, facts, measure, vendor_string
 
 @click.command()
 @click.argument("photo", metavar="PHOTO", type=click.Path())
-@options(shapes=ShapeOptions, several=PassesOption)
+@options(shapes=ShapeOptions, passes_option=PassesOption)
 @click.option(
     "-o",
     "--output",
@@ -32,7 +32,7 @@ from .ratios import describe, facts, measure, vendor_string
 )
 @options(output=JSONOption)
 def preview(
-    photo: str, *, shapes: ShapeOptions, several: PassesOption, file: str, output: JSONOption
+    photo: str, *, shapes: ShapeOptions, passes_option: PassesOption, file: str, output: JSONOption
 ) -> None:
     """Draw the canvas that `expand` would request: PHOTO in its place, the new area hatched.
 
@@ -49,7 +49,9 @@ def preview(
     redirect_warnings(None)
     (width, height), turned = upright_size(photo, measure(photo))
     _check_output(photo, file)
-    found = [(plan(width, height, each.geometry(), several.passes), each.shape) for each in shapes.geometries]
+    found = [
+        (plan(width, height, each.geometry(), passes_option.passes), each.shape) for each in shapes.geometries
+    ]
     for steps, shape in found:
         path = Path(file)
         target = file if len(found) == 1 else str(path.with_name(f"{path.stem}-{shape}{path.suffix}"))

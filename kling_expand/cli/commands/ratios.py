@@ -15,8 +15,8 @@ from kling_expand.models import UNITS_PER_IMAGE
 
 @click.command()
 @click.argument("source", metavar="WxH|PHOTO")
-@options(shapes=ShapeOptions, several=PassesOption, output=JSONOption)
-def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: JSONOption) -> None:
+@options(shapes=ShapeOptions, passes_option=PassesOption, output=JSONOption)
+def ratios(source: str, *, shapes: ShapeOptions, passes_option: PassesOption, output: JSONOption) -> None:
     """Print the ratios up,down,left,right for a photo, or for a size such as 800x600.
 
     Two lines are printed for each shape: the ratios, and a description. It gives the canvas in pixels of the
@@ -31,7 +31,7 @@ def ratios(source: str, *, shapes: ShapeOptions, several: PassesOption, output: 
     """
     shapes.require()
     width, height = parse_size(source) or measure(source)
-    found = [plan(width, height, each.geometry(), several.passes) for each in shapes.geometries]
+    found = [plan(width, height, each.geometry(), passes_option.passes) for each in shapes.geometries]
     for steps in found:
         if output.as_json:
             show(facts(width, height, steps))

@@ -17,13 +17,13 @@ from kling_expand.cli.terminal import NothingDone, leave
 
 @click.command()
 @click.argument("journal", metavar="JOURNAL", type=click.Path())
-@options(limits=LimitOptions, output=OutputOptions, limit=DeadlineOption, connection=Connection)
+@options(limits=LimitOptions, output=OutputOptions, deadline_option=DeadlineOption, connection=Connection)
 def resume(
     journal: str,
     *,
     limits: LimitOptions,
     output: OutputOptions,
-    limit: DeadlineOption,
+    deadline_option: DeadlineOption,
     connection: Connection,
 ) -> None:
     """Wait for the unfinished jobs of a run and save their results.
@@ -50,7 +50,7 @@ def resume(
         connection=connection,
         output=output,
         limits=limits,
-        deadline=limit.deadline,
+        deadline=deadline_option.deadline,
     )
     leave(asyncio.run(resume_journal(plan)))
 

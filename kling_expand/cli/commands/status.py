@@ -171,7 +171,7 @@ async def _read_run(path: str) -> Run:
         known = sum(usage.states.values()) + bad
         return Run(
             path,
-            process if process is not None and _runs(process) else None,
+            process if process is not None and _is_running(process) else None,
             max(await journal.rows() or 0, known),
             usage,
             journal.account == EMULATED,
@@ -181,7 +181,7 @@ async def _read_run(path: str) -> Run:
         )
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     """Return whether a process exists. A killed process could not record its end."""
     try:
         os.kill(process, 0)

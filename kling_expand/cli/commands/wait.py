@@ -11,9 +11,9 @@ from kling_expand.cli.terminal import leave, plural
 
 @click.command()
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
-@options(output=OutputOptions, limit=DeadlineOption, connection=Connection)
+@options(output=OutputOptions, deadline_option=DeadlineOption, connection=Connection)
 def wait(
-    ids: tuple[str, ...], *, output: OutputOptions, limit: DeadlineOption, connection: Connection
+    ids: tuple[str, ...], *, output: OutputOptions, deadline_option: DeadlineOption, connection: Connection
 ) -> None:
     """Wait for tasks, by task_id or external_task_id, and save their results.
 
@@ -22,7 +22,7 @@ def wait(
     If a task is one pass of several, only its own result is saved; `kling-expand resume` continues with the
     others.
     """
-    _save(ids, output, connection, deadline=limit.deadline)
+    _save(ids, output, connection, deadline=deadline_option.deadline)
 
 
 @click.command()

@@ -93,27 +93,27 @@ async def _receive(hooks: Webhooks, request: web.Request, *, as_json: bool) -> w
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             body = await request.read()
-        call = hooks.parse(request.headers, body)
+        event = hooks.parse(request.headers, body)
     except (WebhookError, TimeoutError) as error:
         reason = str(error) or "the body did not arrive in time"
         click.echo(clean(f"refused a request from {request.remote}: {reason}"), err=True)
         return web.Response(status=400, text=reason)
     if as_json:
-        show(_facts(call, request))
+        show(_facts(event, request))
     else:
-        click.echo(clean(_line(call, request)))
+        click.echo(clean(_line(event, request)))
     return web.Response(status=204)
 
 
-def _facts(call: WebhookEvent, request: web.Request) -> dict[str, Any]:
-    about = {"verified": call.verified, "repeated": call.repeated, "webhook_id": call.webhook_id}
-    return about | {"path": request.path, "task": task_facts(call.task)}
+def _facts(event: WebhookEvent, request: web.Request) -> dict[str, Any]:
+    details = {"verified": event.verified, "repeated": event.repeated, "webhook_id": event.webhook_id}
+    return details | {"path": request.path, "task": task_facts(event.task)}
 
 
-def _line(call: WebhookEvent, request: web.Request) -> str:
-    task = call.task
-    trust = "verified" if call.verified else "NOT VERIFIED"
-    again = ", repeated" if call.repeated else ""
+def _line(event: WebhookEvent, request: web.Request) -> str:
+    task = event.task
+    trust = "verified" if event.verified else "NOT VERIFIED"
+    again = ", repeated" if event.repeated else ""
     words = [
         f"{datetime.now(UTC):%H:%M:%S}",
         f"{trust}{again}",

@@ -32,7 +32,7 @@ from .thumbnails import Thumbnail, Thumbnails
 _ANY_SIZE = (1000, 1000)  # assumed size of an unreadable photo: its place in the canvas does not depend on it
 _ASPECT = re.compile(r"(\d+(?:\.\d+)?)x(\d{1,2}(?:\.\d+)?)")  # an aspect ratio in the name of a shape
 _URL_SECRETS = re.compile(r"(://)(?:[^/\s]*@)?([^\s?#)]*)(?:[?#][^\s)]*)?")
-AHEAD = 2 * (os.cpu_count() or 1)  # cards that are made in advance, while others are written
+PREFETCHED_CARDS = 2 * (os.cpu_count() or 1)  # cards that are made in advance, while others are written
 
 # The page's filter for a job, and its state in words.
 STATES = {
@@ -300,7 +300,7 @@ async def _cards(
         if number > skip:
             found = findings.get(job.external_task_id, ())
             cards.append(asyncio.create_task(asyncio.to_thread(make_card, job, thumbnails, found)))
-        if len(cards) > AHEAD:
+        if len(cards) > PREFETCHED_CARDS:
             yield await cards.popleft()
             on_card()
     for card in cards:

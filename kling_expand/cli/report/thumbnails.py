@@ -53,12 +53,12 @@ class Thumbnails:
             found = Path(path).stat()
             state = f"{path}|{found.st_mtime_ns}|{found.st_size}|{self._longest}|{upright}"
             key = hashlib.sha256(state.encode(errors="surrogateescape")).hexdigest()[:16]
-            return self._known.get(key) or _made(path, key, self._longest, upright=upright)
+            return self._known.get(key) or _make_thumbnail(path, key, self._longest, upright=upright)
         except OSError:
             return None
 
 
-def _made(path: str, key: str, longest: int, *, upright: bool) -> Thumbnail | None:
+def _make_thumbnail(path: str, key: str, longest: int, *, upright: bool) -> Thumbnail | None:
     from PIL import Image, ImageOps
 
     try:

@@ -349,7 +349,9 @@ def test_the_names_of_a_result_end_with_a_unique_one() -> None:
     assert row({"image": "x/a.jpg", "up": 1, "name": "wide"}).names[0] == "wide"
 
 
-TWO_SHAPES = Defaults(GeometryOptions(aspect="16:9"), further=(GeometryOptions(aspect="1:1"),), passes=2)
+TWO_SHAPES = Defaults(
+    GeometryOptions(aspect="16:9"), other_geometries=(GeometryOptions(aspect="1:1"),), passes=2
+)
 
 
 def test_each_shape_is_a_row() -> None:

@@ -28,7 +28,7 @@ from kling_expand.errors import GeometryError, ImageError, InvalidRequest
 from kling_expand.models import Dialect, Task
 from kling_expand.store.base import JobIdentity, JobState
 from kling_expand.store.sqlite import SQLiteStore
-from kling_expand.testing import intend, prepared
+from kling_expand.testing import prepared, record_job
 
 EDITING = Dialect.EDITING
 ORIENTATION = 0x0112  # the EXIF tag of the orientation
@@ -45,7 +45,7 @@ def plan(target: str, connection: Connection | None = None, **options: Any) -> B
         title="x",
         connection=connection or Connection(None, None),
         output=OutputOptions(target),
-        words=(COFFEE,),
+        sources=(COFFEE,),
         selection=Selection(),
         defaults=Defaults(GeometryOptions(up=0.5)),
         **options,
@@ -79,7 +79,7 @@ def test_a_bad_row_costs_nothing() -> None:
         "left_out": {},
         "expected_sizes": {},
     }
-    assert (survey.most_images, survey.pictures, survey.problems) == (
+    assert (survey.max_images, survey.pictures, survey.problems) == (
         9,
         12,
         {(1, ""): ("InvalidRequest", "no photo")},
@@ -225,7 +225,7 @@ async def test_each_account_has_its_own_default_journal(
         async with open_journal(plan(target, connection, journal=journal)) as store:
             assert store is not None
             paths.append(Path(store.path).name)
-            job = await intend(store, key)
+            job = await record_job(store, key)
             await store.mark_sending(job.external_task_id)
     assert paths[0] == paths[4] == ".kling-expand.db"
     assert paths[1] == paths[5]

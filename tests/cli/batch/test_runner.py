@@ -20,7 +20,7 @@ from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
 from kling_expand.cli.batch.runner import Jobs, Results, known_job, run_batch
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
-from kling_expand.cli.terminal import FAILED, HOPELESS, NothingDone
+from kling_expand.cli.terminal import FAILED, FATAL, NothingDone
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.jobs.future import ExpandResult
@@ -234,7 +234,7 @@ async def test_an_unreachable_service_stops_the_batch(
                 yield job
 
     progress = Progress(20)
-    assert await run_batch(plan(tmp_path, max_open=4), progress, jobs) == HOPELESS
+    assert await run_batch(plan(tmp_path, max_open=4), progress, jobs) == FATAL
     assert 3 <= progress.failed <= 6
     assert progress.failed + progress.not_sent == 20
     assert emulator.account.requests.total() == 0

@@ -712,6 +712,7 @@ class KlingClient:
             reason = "the deadline passed during another save of the task"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None
         try:
+            task = await self._jobs.with_all_pictures(task, options.pictures, deadline_at)
             paths = await self._get_downloads().save(task, target, options, deadline_at=deadline_at)
             await self._record_saved(task, paths)
         finally:
@@ -720,7 +721,7 @@ class KlingClient:
             return paths
         try:
             async with asyncio.timeout_at(deadline_at):
-                finished = await options.finish(paths)
+                finished = await options.finish(task, paths)
         except TimeoutError:
             reason = "the deadline passed while full-size pictures were being made"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None

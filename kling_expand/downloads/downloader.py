@@ -321,7 +321,7 @@ def _succeeded(task: Task) -> Task:
     if task.status is not Status.SUCCEED:
         raise InvalidRequest("task", task.task_status, "must have succeeded, as other tasks have no results")
     if not task.images:
-        raise DownloadError("the task succeeded, but the service lists no image")
+        raise DownloadError("the task succeeded, but the service lists no image; save it again later")
     return evolve(task, images=by_index(task.images))
 
 

@@ -105,7 +105,7 @@ def _check_quality(options: "SaveOptions", _attribute: Any, value: int | None) -
         raise InvalidRequest("quality", value, f"must be omitted unless format is {' or '.join(_LOSSY)}")
 
 
-Finish = Callable[[tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
+Finish = Callable[[Task, tuple[Path, ...]], Awaitable[tuple[Path, ...]]]
 
 
 @frozen(kw_only=True)
@@ -114,10 +114,11 @@ class SaveOptions:
 
     `name` (by default the task's id), `key`, `folder` and `shape` are the values of the template fields with
     these names. The directories in `name` are the value of the field ``path``. With `overwrite`, a file of
-    the same name is replaced. With `watermark`, the watermarked pictures are also saved. With `format`, each
-    picture is converted to this format, with a `quality` from 1 to 100 if the format is lossy. `finish` is
-    called with the paths of the saved pictures, and the save returns the paths that `finish` returns.
-    `metadata` is the metadata of the photo, which is added to each picture.
+    the same name is replaced. With `watermark`, the watermarked pictures are also saved. `pictures` is the
+    number that was ordered, or 1 if that is not known. With `format`, each picture is converted to this
+    format, with a `quality` from 1 to 100 if the format is lossy. `finish` is called with the task and the
+    paths of the saved pictures, and the save returns the paths that `finish` returns. `metadata` is the
+    metadata of the photo, which is added to each picture.
     """
 
     name: str | None = None
@@ -126,6 +127,7 @@ class SaveOptions:
     shape: str | None = None
     overwrite: bool = False
     watermark: bool = True
+    pictures: int = 1
     format: str | None = field(default=None, validator=_check_format)
     quality: int | None = field(default=None, validator=_check_quality)
     finish: Finish | None = field(default=None, eq=False, repr=False)

@@ -23,7 +23,7 @@ from kling_expand.downloads.files import (
 )
 from kling_expand.errors import InvalidRequest, KlingError, require
 from kling_expand.geometry import Ratios
-from kling_expand.models import Dialect, ImageSource, portable, resolve_geometry, shown
+from kling_expand.models import Dialect, ImageSource, Task, portable, resolve_geometry, shown
 from kling_expand.pictures.full_size import CompositeJob, make, usual_format
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ async def save_full_size(
     result: "ExpandResult",
     target: Any,
     options: SaveOptions,
+    task: Task,
     saved: tuple[Path, ...],
     *,
     photo: bool | str | os.PathLike[str],
     quality: int | None,
 ) -> tuple[Path, ...]:
-    """Save a full-size picture next to each *saved* picture, and return the new paths.
+    """Save a full-size picture next to each *saved* picture of *task*, and return the new paths.
 
     *photo* is the path of the photo to put back, or True for the photo that was sent.
 
@@ -71,7 +72,7 @@ async def save_full_size(
         path = await _photo(result, photo, scratch)
         wanted = options.format or _named_format(target) or await asyncio.to_thread(usual_format, path)
         options = evolve(options, format=wanted, quality=quality)
-        paths = output_paths(result.task, target, options).full_size()
+        paths = output_paths(task, target, options).full_size()
         earlier, passes = await _passes(result, scratch)
         tagged = not options.overwrite and await asyncio.to_thread(paths.is_taken)
         destination = Destination(paths, tagged, options.overwrite)

@@ -186,6 +186,8 @@ class ExpandResult(Serializable):
     shape, by default as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture
     was the input of this one, or None.
 
+    If the service lists fewer pictures than ordered, `save` reads the task again, as some may be listed late.
+
     A result can be pickled. The unpickled copy has the URLs but no client, so it cannot save or read.
     """
 
@@ -299,6 +301,7 @@ class ExpandResult(Serializable):
             folder=source_folder(request.image) if request else None,
             shape=self.shape or (shape_name(request.geometry) if request else None),
             watermark=request is None or request.watermark,
+            pictures=request.n if request else 1,
             **given,
         )
 

@@ -14,12 +14,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from attrs import define
+from attrs import define, evolve
 
 from kling_expand.api import codec
 from kling_expand.api.photo import MAX_BYTES, load_photo
@@ -360,7 +361,7 @@ class JobRunner:
     async def _resume(self, job: Job) -> None:
         """Continue a job of the store. The photo is needed only if the job has no task."""
         if job.known is not None and job.known.task is not None:
-            self._adopt(job, job.known, job.known.task)
+            await self._adopt(job, job.known, job.known.task)
         elif job.request is None:
             reason = "its photo was given as bytes, which the journal does not keep: submit the job again"
             await self._look_up(job, NotSubmitted(reason))
@@ -498,7 +499,7 @@ class JobRunner:
         given = prepared.request.external_task_id is not None
         attempt = job.attempt = await self._attempt_of(known, given=given)
         if known.task is not None:
-            self._adopt(job, known, known.task)
+            await self._adopt(job, known, known.task)
             return True
         reserved = known.last_post_at is not None
         task = await self._create(job, prepared, reserved=reserved)
@@ -583,13 +584,29 @@ class JobRunner:
                 job.running = True
                 return task
 
-    def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
+    async def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
         """Continue with the task that the store has recorded."""
         job.attempt.move(AttemptState.FOUND)
+        newer = await self.with_all_pictures(task, job.n, job.deadline_at)
+        if newer is not task:
+            await self._follow_and_record(job, newer)
+            return
         job.saves = known.complete_saves()
         if job.known is not None or _has_same_source(known, job.request):
             job.files = next(iter(job.saves), ())
         self._follow(job, task)
+
+    async def with_all_pictures(self, task: Task, pictures: int, deadline_at: float | None) -> Task:
+        """Return *task*. If it succeeded with fewer *pictures*, read it again, as they may be listed by now.
+
+        If the read fails or shows no more pictures, return *task* itself.
+        """
+        if task.status is Status.SUCCEED and len(task.images) < pictures:
+            with suppress(KlingError):
+                newer = await self._submitter.get_or_none(task.task_id, deadline_at)
+                if newer is not None and len(newer.images) > len(task.images):
+                    return evolve(newer, external_task_id=task.external_task_id)
+        return task
 
     async def _follow_and_record(self, job: Job, task: Task) -> None:
         """Continue with a created or found task: deliver it first, then record it."""

@@ -1282,6 +1282,20 @@ async def test_expired_pictures_can_be_made_again(tmp_path: Path) -> None:
 
 
 @virtual_time
+async def test_pictures_that_are_listed_late_are_not_lost(tmp_path: Path) -> None:
+    """A success with fewer pictures than ordered is read again by each save and by the next submission."""
+    async with emulated({"journal": tmp_path / "run.db"}, work_seconds=5, images_lag=90) as (emulator, kling):
+        result = await kling.expand(PHOTO, WIDER, n=2)
+        assert result.images == ()
+        await asyncio.sleep(100)
+        again = await kling.expand(PHOTO, WIDER, n=2)
+        assert len(again.images) == 2
+        assert await result.save(tmp_path) == await again.save(tmp_path)
+        assert len((await kling.expand(PHOTO, WIDER, n=2)).files) == 2
+        assert emulator.account.units_billed == 16
+
+
+@virtual_time
 async def test_fresh_does_not_repeat_an_open_job(tmp_path: Path) -> None:
     """`fresh` replaces only ended jobs, while an open job is followed and paid once."""
     async with emulated({"journal": tmp_path / "run.db"}, work_seconds=50) as (emulator, kling):

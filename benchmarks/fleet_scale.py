@@ -41,7 +41,7 @@ from kling_expand.jobs.future import ExpandResult
 from kling_expand.jobs.scheduler import Slots
 from kling_expand.models import Image, Task
 from kling_expand.store.postgres import PostgresStore
-from kling_expand.testing import intend, virtual_time
+from kling_expand.testing import record_job, virtual_time
 
 SLOTS = 20  # of the account, for each worker
 PER_JOB = ("submit", "cancel", "results")  # operations measured per job; all others are measured per call
@@ -125,7 +125,7 @@ class StoreOnlyClient:
         """Store the states of a job that succeeds at once."""
         del priority, note
         key = str(request.key)
-        job = await intend(self.store, key)
+        job = await record_job(self.store, key)
         await self.store.mark_sending(job.external_task_id)
         running = Task(key, "submitted", external_task_id=job.external_task_id)
         await self.store.observe(job.external_task_id, running)

@@ -71,10 +71,10 @@ WRITER = """
 import asyncio, os, sys
 from kling_expand.store.sqlite import SQLiteStore
 from kling_expand.models import Task
-from kling_expand.testing import intend
+from kling_expand.testing import record_job
 
 async def job(journal, key):
-    name = (await intend(journal, key)).external_task_id
+    name = (await record_job(journal, key)).external_task_id
     say(f"intent {key}")
     await journal.mark_sending(name)
     say(f"posting {key}")

@@ -350,8 +350,9 @@ class KlingClient:
         *image* may also be a complete `ExpandRequest`, without *geometry* and *fields*. A job of higher
         *priority* gets slots first. Its task must end within *deadline* seconds from now.
 
-        Submissions with the same `key`, photo and parameters are one job with one task. Without a journal, a
-        submission without a `key` is always a new job. With *fresh*, a job that has ended is run and paid for
+        Submissions with the same `key`, photo and parameters are one job with one task. If one of them fails
+        before the task exists, such as at its deadline, the others continue. Without a journal, a submission
+        without a `key` is always a new job. With *fresh*, a job that has ended is run and paid for
         again, for example because its pictures have expired. A job that is still open is followed.
 
         A journal keeps *note*, a mapping of your own JSON values, in the job's record. It does not keep the

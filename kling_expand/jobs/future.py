@@ -689,12 +689,16 @@ class TaskRegistry:
             return
         for any_id in record.ids:
             other = self._by_id.setdefault(any_id, record)
-            if other is not record:
-                # A record with a job of this client is kept, because that job holds the slots.
-                kept, dropped = (record, other) if other.job is None and record.job else (other, record)
-                self._merge(dropped, kept)
-                if dropped is record:
-                    return
+            if other is record:
+                continue
+            # A record with a job of this client is kept, because that job holds the slots.
+            kept, dropped = (record, other) if other.job is None and record.job else (other, record)
+            if dropped.task is not None and kept.job is not None and kept.task is None:
+                self._by_id[any_id] = kept  # merged once the job has its task, as it may still fail
+                continue
+            self._merge(dropped, kept)
+            if dropped is record:
+                return
 
     def _merge(self, dropped: TaskRecord, kept: TaskRecord) -> None:
         ids = dropped.ids | self._aliases.get(dropped, set())
@@ -705,8 +709,7 @@ class TaskRegistry:
         dropped.merge_into(kept)
         for hook in self.on_merge:
             hook(dropped)
-        # A job whose create is in progress gets its task from the response to that create.
-        if dropped.task is not None and (kept.job is None or kept.task is not None):
+        if dropped.task is not None:
             kept.deliver(dropped.task)
 
     def _close(self, record: TaskRecord) -> None:

@@ -13,11 +13,11 @@ exist. It releases each exactly once. The states in `kling_expand.jobs.submissio
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve
@@ -157,6 +157,7 @@ class Job:
     withdrawn: bool | None = None  # once it is cancelled, whether no later client may send it
     units: int = 0  # reserved units
     held: int = 0  # acquired slots
+    waits: bool = False  # whether another submission of the same job is being sent under its id
     queued: bool = False  # whether it waits for slots
     running: bool = False  # whether the service runs it, so that its slots are released only at its end
     task: asyncio.Task[None] | None = None
@@ -182,7 +183,7 @@ class Job:
     def final_id(self) -> str | None:
         """The id that the caller or the store gave the job, or None if neither has done so yet."""
         given = self.attempt.given or self.known is not None
-        return self.recorded_id or (self.record.external_task_id if given else None)
+        return self.recorded_id or (self.attempt.external_task_id if given else None)
 
     def cancel(self, *, for_good: bool = False) -> bool:
         """Cancel the job if it has not been sent yet, and return whether it is cancelled.
@@ -270,13 +271,13 @@ class JobRunner:
         record.job = job
         if known is not None:
             self._mark_recorded(job, known)
-        other = self._other_job(record.any_id, request) if given else None
-        if other is not None:
-            record.rename(codec.random_id())  # so that the two jobs are not taken for one
+        job.waits = given and self._other_job(job) is not None
+        if job.waits:
+            record.rename(codec.random_id())  # until no other job with its id is being sent
         self._jobs[record] = job
         self._registry.add(record)
         self._event(EventKind.SUBMITTED, record)
-        job.task = asyncio.create_task(self._run(job, other))
+        job.task = asyncio.create_task(self._run(job))
         job.task.add_done_callback(lambda _: self._task_done(job))
 
     def follows(self, known: JobRecord) -> bool:
@@ -311,25 +312,44 @@ class JobRunner:
 
     # ------------------------------------------------------------------ one job
 
-    def _other_job(self, external_task_id: str, request: ExpandRequest | None) -> TaskRecord | None:
-        """Return the record of an open job of this client with the same id and a different request."""
-        other = self._registry.get(external_task_id)
-        conflicts = other is not None and isinstance(other.job, Job) and other.job.request != request
-        return other if conflicts else None
+    def _other_job(self, job: Job) -> Job | None:
+        """Return another open job with the given id of *job*, unless *job* can share its task now."""
+        record = self._registry.get(job.attempt.external_task_id)
+        if record is None or not isinstance(record.job, Job):
+            return None
+        shares = record.task is not None and record.job.request == job.request
+        return None if shares else record.job
 
-    async def _run(self, job: Job, other: TaskRecord | None) -> None:
-        """Run *job*, or refuse it if its given id belongs to the job of the *other* record."""
-        CALLER.set(Caller(job.record.number, job.record.external_task_id))
+    async def _take_id(self, job: Job) -> None:
+        """Give *job* its own id as soon as no other job with that id is being sent.
+
+        If the other job got a task, *job* then shares it. If the other job failed, *job* continues.
+
+        Raises:
+            DuplicateTask: if the other job has a different request.
+        """
+        while (other := self._other_job(job)) is not None:
+            if other.request != job.request:
+                await _refuse(job, other.record)
+            job.recorded_id, job.resumable = other.recorded_id, other.resumable
+            job.record.wake()
+            async with asyncio.timeout_at(job.deadline_at):
+                await other.record.wait_changed()
+        job.record.rename(job.attempt.external_task_id)
+        job.waits = False
+
+    async def _run(self, job: Job) -> None:
         try:
-            if other is not None:
-                await _refuse(job, other)
+            if job.waits:
+                await self._take_id(job)
+            CALLER.set(Caller(job.record.number, job.record.external_task_id))
             if job.record.canonical is not job.record:
                 self._event(EventKind.MERGED, job.record)  # the same request under the same given id
                 return
-            if job.known is None and job.request is not None:
+            if job.known is not None:
+                await self._resume(job, job.known)
+            elif job.request is not None:
                 await self._submit(job, job.request)
-            else:
-                await self._resume(job)
         except (DeadlineExceeded, TimeoutError) as error:
             self._fail(job, _deadline_error(job, error))
         except KlingError as error:
@@ -339,13 +359,18 @@ class JobRunner:
         except asyncio.CancelledError:
             self._fail(job, _cancellation_error(job))
             # Begun in this iteration of the loop, before another submission can record that it sends the job.
-            if job.withdrawn and not job.sent and job.recorded_id == job.attempt.external_task_id:
-                await self._write(self._store.mark_refused(job.recorded_id, "NotSubmitted: it was cancelled"))
+            await self._record_withdrawal(job)
         except Exception as error:
             logger.exception("a job failed with an unexpected error")
             self._fail(job, _unexpected_error(job, error))
         finally:
             self._jobs.pop(job.record, None)
+
+    async def _record_withdrawal(self, job: Job) -> None:
+        """Record that a caller has cancelled *job*, unless another submission of the job continues."""
+        own_id = None if job.sent or job.waits else job.attempt.external_task_id
+        if job.withdrawn and job.recorded_id is not None and job.recorded_id == own_id:
+            await self._write(self._store.mark_refused(own_id, "NotSubmitted: it was cancelled"))
 
     def _task_done(self, job: Job) -> None:
         """Forget the asyncio task of *job*, which may never have begun."""
@@ -356,16 +381,19 @@ class JobRunner:
     def _fail(self, job: Job, error: KlingError) -> None:
         """End a job that has no task. The poller follows a job that has one."""
         if job.record.task is None:
+            error.external_task_id = error.external_task_id or job.final_id
             job.record.fail(error)
 
-    async def _resume(self, job: Job) -> None:
+    async def _resume(self, job: Job, known: JobRecord) -> None:
         """Continue a job of the store. The photo is needed only if the job has no task."""
-        if job.known is not None and job.known.task is not None:
-            await self._adopt(job, job.known, job.known.task)
-        elif job.request is None:
-            reason = "its photo was given as bytes, which the journal does not keep: submit the job again"
-            await self._look_up(job, NotSubmitted(reason))
-        else:
+        if known.task is not None:
+            await self._adopt(job, known, known.task)
+            return
+        async with self._lock(job, JobIdentity(known.key, known.params_hash)):
+            if job.request is None:
+                reason = "its photo was given as bytes, which the journal does not keep: submit the job again"
+                await self._look_up(job, NotSubmitted(reason))
+                return
             try:
                 await self._submit(job, job.request)
             except ImageError as error:
@@ -405,14 +433,24 @@ class JobRunner:
             raise ImageError("image", photo.name, "must be the photo that the journal has recorded", advice)
         if not self._store.recovered:
             await self._recover(job.deadline_at)
-        # If the same job is submitted twice at once, the second submission finds the task of the first.
+        if job.known is not None:
+            await self._attempts(job, identity, prepared)  # `_resume` holds the lock
+            return
+        async with self._lock(job, identity):
+            await self._attempts(job, identity, prepared)
+
+    @asynccontextmanager
+    async def _lock(self, job: Job, identity: JobIdentity) -> AsyncIterator[None]:
+        """Wait until no other submission of the same job is being sent. The next one then finds its task."""
         lock = self._identity_locks.setdefault(identity, asyncio.Lock())
         async with asyncio.timeout_at(job.deadline_at):
             if lock.locked():
-                await self._mark_if_recorded(job, identity, request)
+                job.waits = True
+                await self._mark_if_recorded(job, identity)
             await lock.acquire()
+        job.waits = False
         try:
-            await self._attempts(job, identity, prepared)
+            yield
         finally:
             lock.release()
 
@@ -455,11 +493,11 @@ class JobRunner:
             if await self._attempt(job, known, prepared):
                 return
 
-    async def _mark_if_recorded(self, job: Job, identity: JobIdentity, request: ExpandRequest) -> None:
+    async def _mark_if_recorded(self, job: Job, identity: JobIdentity) -> None:
         """Give *job* the id of another submission of the same job that is in progress."""
         await asyncio.sleep(0)  # that submission may only now begin its write
-        known = await self._store.find(*identity)
-        if known and known.state in _OPEN and request.external_task_id in {None, known.external_task_id}:
+        known, given = await self._store.find(*identity), job.request and job.request.external_task_id
+        if known and known.state in _OPEN and given in {None, known.external_task_id}:
             self._mark_recorded(job, known)
 
     def _mark_recorded(self, job: Job, known: JobRecord) -> None:
@@ -695,7 +733,7 @@ class JobRunner:
             logger.warning("the state of a job could not be recorded: %s", error)
 
 
-async def _refuse(job: Job, other: TaskRecord) -> None:
+async def _refuse(job: Job, other: TaskRecord) -> NoReturn:
     """Wait for the task of the *other* record until the deadline, and raise `DuplicateTask` with it."""
     try:
         async with asyncio.timeout_at(job.deadline_at):
@@ -739,7 +777,8 @@ def _deadline_error(job: Job, error: Exception) -> KlingError:
     """Return the error of a job whose deadline has passed."""
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the deadline passed before it was known whether the create succeeded")
-    failure = DeadlineExceeded("the deadline passed before the job was sent; no task exists")
+    outcome = "another submission of the same job continues" if job.waits else "no task exists"
+    failure = DeadlineExceeded(f"the deadline passed before the job was sent; {outcome}")
     failure.__cause__ = error
     return failure
 
@@ -748,9 +787,10 @@ def _cancellation_error(job: Job) -> KlingError:
     """Return the error of a job that was cancelled."""
     if job.attempt.state.may_cost:
         return job.attempt.unknown("the job was cancelled when its create might already have been accepted")
+    outcome = "another submission of the same job continues" if job.waits else "no task exists"
     later = ", and `resume` continues the job" if job.resumable else ""
-    error = NotSubmitted(f"cancelled before it was sent; no task exists{later}", resumable=job.resumable)
-    error.external_task_id = job.recorded_id
+    error = NotSubmitted(f"cancelled before it was sent; {outcome}{later}", resumable=job.resumable)
+    error.external_task_id = job.final_id
     return error
 
 

@@ -424,6 +424,44 @@ async def test_two_requests_cannot_share_one_given_id(tmp_path: Path, *, durable
         assert (kling.stats.refused, kling.stats.waiting, kling.stats.running) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("durable", [True, False])
+@virtual_time
+async def test_a_submission_that_fails_leaves_the_others_of_its_id(tmp_path: Path, *, durable: bool) -> None:
+    """A deadline or `cancel` ends one submission of a given id. The others share the task of the next one."""
+    options: dict[str, Any] = {"journal": tmp_path / "run.db"} if durable else {}
+    request = ExpandRequest(PHOTO, WIDER, external_task_id="mine")
+    async with emulated(options | {"max_in_flight": 1}, work_seconds=30) as (emulator, kling):
+        await kling.submit(PHOTO, ToAspect("1:1")).accepted()
+        late, cancelled = kling.submit(request, deadline=5), kling.submit(request)
+        later, brief = kling.submit(request), kling.submit(request, deadline=4)
+        ids = [await each.recorded() for each in (late, cancelled, later, brief)]
+        assert ids == [each.external_task_id for each in (late, cancelled, later, brief)] == ["mine"] * 4
+        for future, outcome in ((brief, "another submission of the same job continues"), (late, "no task")):
+            assert await future.wait(6)
+            assert isinstance(future.error, DeadlineExceeded)
+            assert (future.error.external_task_id, outcome in future.error.message) == ("mine", True)
+        await asyncio.sleep(1)
+        assert cancelled.cancel()
+        assert isinstance(await error_of(cancelled), NotSubmitted)
+        assert (await later).external_task_id == "mine"
+        assert len(emulator.account.tasks) == 2
+
+
+@pytest.mark.parametrize("photo", [PHOTO, Path("/nowhere.jpg")])
+@virtual_time
+async def test_a_submission_that_fails_leaves_the_task_that_is_followed(photo: Path) -> None:
+    """A refused submission does not end the futures of a running task that has the same given id."""
+    async with emulated() as (emulator, kling):
+        async with another(emulator) as other:
+            task = await other.create(PHOTO, WIDER, external_task_id="mine")
+        attached = kling.attach("mine")
+        await attached.accepted()
+        error = await error_of(kling.submit(photo, WIDER, external_task_id="mine"))
+        assert isinstance(error, DuplicateTask if photo is PHOTO else ImageError)
+        assert (await attached).task_id == task.task_id
+        assert (kling._slots.held, kling._slots.running) == (0, 0)
+
+
 @virtual_time
 async def test_a_journal_neither_replaces_nor_adopts_a_given_id(tmp_path: Path) -> None:
     """If the job or the id already has another task, `DuplicateTask` names it, and nothing more is paid."""
@@ -1394,6 +1432,23 @@ async def test_a_job_that_cannot_be_resumed_is_logged(
         assert (
             f"job {waiting.external_task_id} cannot be resumed: its photo was given as bytes" in caplog.text
         )
+
+
+@virtual_time
+async def test_a_job_that_cannot_be_resumed_leaves_a_new_submission(tmp_path: Path) -> None:
+    """A submission with its photo is sent after a resumed job without its photo has found no task."""
+    options, raw = {"journal": tmp_path / "run.db"}, PHOTO.read_bytes()
+    async with emulated(options) as (emulator, kling):
+        emulator.faults.script("create", Fault("reset"))
+        assert isinstance(await error_of(kling.submit(raw, WIDER, deadline=2)), SubmissionUnknown)
+        await kling.aclose()
+        async with another(emulator, **options) as again:
+            (resumed,) = [future async for future in again.resume()]
+            await asyncio.sleep(1)
+            submitted = again.submit(raw, WIDER)
+            assert isinstance(await error_of(resumed), NotSubmitted)
+            assert await error_of(submitted) is None
+        assert len(emulator.account.tasks) == 1
 
 
 @virtual_time

@@ -160,6 +160,8 @@ class SQLiteStore(JobStore):
                 raise ConfigurationError(requirement("journal", repr(os.fsdecode(path)), limit))
         self._pattern = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - links stay as they were given
         self.path: str = self._pattern
+        self.folders: list[str] = []  # once open, every directory that the file has been in
+        self._copied_from = ""
         self.run: str = run or ""
         self.account: str = account  # once open, the file's account, or empty if not known
         self._clock = clock
@@ -174,12 +176,13 @@ class SQLiteStore(JobStore):
             raise JournalError(f"the journal {self.path} is open already")
         self._loop = asyncio.get_running_loop()
         # Each opening has its own object, because the thread of an earlier one may still be closing its file.
-        file = self._file = DatabaseFile(self._pattern, FORMAT)
+        file = self._file = DatabaseFile(self._pattern, FORMAT, self._copied_from)
         writes: WriteQueue[Statement] = WriteQueue(file.commit)
         try:
             await writes.run(file.open)
             self.run = await writes.put(partial(name_run, file.path, self.run))
             self.account = await writes.put(partial(name_account, file.path, self.account))
+            self.folders = await writes.put(partial(add_folder, os.path.dirname(file.path)))  # noqa: PTH120
             earlier = await writes.put(earlier_ids)
         except BaseException:
             writes.abort(file.close)
@@ -206,7 +209,9 @@ class SQLiteStore(JobStore):
 
         with tempfile.TemporaryDirectory(prefix="kling-expand-") as folder:
             copy = await asyncio.to_thread(copy_file, os.fsdecode(path), folder)
-            async with cls(copy) as store:
+            store = cls(copy)
+            store._copied_from = os.fsdecode(path)
+            async with store:
                 yield store
 
     def _check_left_over(self) -> None:
@@ -398,6 +403,16 @@ def name_account(path: str, account: str, db: Connection) -> str:
         raise JournalError(f"the journal {path} belongs to {known}, not to {account}; {advice}")
     db.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
     return account
+
+
+def add_folder(folder: str, db: Connection) -> list[str]:
+    """Return every directory that the file has been in, after adding the current one."""
+    row = db.execute("SELECT value FROM meta WHERE name = 'folders'").fetchone()
+    known = list(map(os.fsdecode, row[0].split(b"\0"))) if row else []
+    if folder not in known:
+        known.append(folder)
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('folders', ?)", (os.fsencode("\0".join(known)),))
+    return known
 
 
 def set_rows(number: int, db: Connection) -> None:

@@ -77,15 +77,23 @@ class FileFormat:
 
 
 class DatabaseFile:
-    """One file of one format, opened, used and closed on one thread."""
+    """One file of one format, opened, used and closed on one thread.
 
-    def __init__(self, path: str, file_format: FileFormat) -> None:
+    A temporary copy has the path that it was *copied_from* in its messages.
+    """
+
+    def __init__(self, path: str, file_format: FileFormat, copied_from: str = "") -> None:
         self.path: str = path
+        self._copied_from = copied_from
         self._format = file_format
         self._connection: Connection | None = None
         self._descriptor = -1  # holds the lock, and shows whether the file was deleted
         self._links = 1  # the number of the file's names (hard links)
         self._has_log = False
+
+    @property
+    def _name(self) -> str:
+        return self._copied_from or self.path
 
     def open(self) -> None:
         """Lock the file, check it, and create its tables if it is new.
@@ -182,21 +190,22 @@ class DatabaseFile:
         if (application_id, version, tables) == (0, 0, 0):
             return True
         if application_id != self._format.application_id:
-            raise JournalError(f"{self.path} is another program's database; name another file")
+            raise JournalError(f"{self._name} is another program's database; name another file")
         if not 1 <= version <= self._format.version:
             raise JournalError(
-                f"the schema version of the journal {self.path} must be at most {self._format.version}, got"
+                f"the schema version of the journal {self._name} must be at most {self._format.version}, got"
                 f" {version}; use the version of kling_expand that wrote it"
             )
         problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
-            raise JournalError(f"the journal {self.path}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({problem})")
+            raise JournalError(f"the journal {self._name}: {_CAUSES[sqlite3.SQLITE_CORRUPT]} ({problem})")
         return False
 
     def _warn_of_loss(self, db: Connection, *, new: bool, log_found: bool) -> None:
         """Warn if records may be missing although the file itself is valid."""
         if new:
-            logger.warning("the journal %s was an empty file and is now a new journal", self.path)
+            if not self._copied_from:
+                logger.warning("the journal %s was an empty file and is now a new journal", self.path)
             return
         unclosed = db.execute("SELECT count(*) FROM meta WHERE name = 'pid'").fetchone()[0]
         mode = db.execute("PRAGMA journal_mode").fetchone()[0]
@@ -204,8 +213,8 @@ class DatabaseFile:
             logger.warning(
                 "the journal %s was not closed, and %s-wal is missing: unless another program has opened the"
                 " journal since then, its last records are lost; restore the -wal file before you continue",
-                self.path,
-                self.path,
+                self._name,
+                self._name,
             )
 
     def commit(self, batch: list[Statement]) -> list[Any]:
@@ -215,7 +224,7 @@ class DatabaseFile:
         """
         db = self._connection
         if db is None:
-            return [JournalError(f"the journal {self.path} is closed") for _statement in batch]
+            return [JournalError(f"the journal {self._name} is closed") for _statement in batch]
         try:
             return self._commit(db, batch)
         except sqlite3.Error as error:
@@ -233,7 +242,7 @@ class DatabaseFile:
         db.execute("COMMIT")
         if self._is_lost():
             raise JournalError(
-                f"the journal {self.path} was deleted or replaced while it was open: no more records can be"
+                f"the journal {self._name} was deleted or replaced while it was open: no more records can be"
                 " kept in it; stop, and open it again with the same run name"
             )
         return outcomes
@@ -246,7 +255,7 @@ class DatabaseFile:
             _try_lock(lambda: fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, *_SQLITE_BYTES))
         except BlockingIOError:
             raise JournalError(
-                f"the journal {self.path} was opened by another program while this process had lost its lock"
+                f"the journal {self._name} was opened by another program while this process had lost its lock"
             ) from None
 
     def _is_lost(self) -> bool:
@@ -287,12 +296,12 @@ class DatabaseFile:
             known = "this process" if pid == os.getpid() else f"process {pid}"
             holder = known if pid else "another program"
             cause = f"{holder} has it open; wait for it to end, stop it, or name another file"
-            return JournalError(f"the journal {self.path}: {cause}")
+            return JournalError(f"the journal {self._name}: {cause}")
         code = _primary_code(error)
         exact = getattr(error, "sqlite_errorcode", code)
         cause = _CAUSES.get(exact, _CAUSES.get(code, "it cannot be used"))
         name = getattr(error, "sqlite_errorname", type(error).__name__)
-        return JournalError(f"the journal {self.path}: {cause} ({name}: {error})")
+        return JournalError(f"the journal {self._name}: {cause} ({name}: {error})")
 
 
 def copy_file(path: str, folder: str) -> str:

@@ -12,10 +12,9 @@ from kling_expand.api import codec
 from kling_expand.cli.terminal import FAILED, show
 from kling_expand.passes import Pass, pass_of
 from kling_expand.store.base import JobStore
-from kling_expand.store.sqlite import SQLiteStore
 
 from .manifest import Row
-from .plan import PAID, BulkPlan, Checked, check_output, check_rows, find_rows
+from .plan import PAID, BulkPlan, Checked, check_output, check_rows, copied_journal, find_rows
 
 Paid = dict[tuple[str | None, str, int], float]
 
@@ -26,7 +25,7 @@ async def dry_run(plan: BulkPlan) -> int:
     paid: Callable[[Row, Checked], int] | None = None
     async with AsyncExitStack() as stack:
         if await asyncio.to_thread(os.path.isfile, plan.journal) and not plan.fresh:
-            journal = await stack.enter_async_context(SQLiteStore.snapshot(plan.journal))
+            journal = await stack.enter_async_context(copied_journal(plan.journal))
             paid = partial(_paid_units, await _paid_requests(journal))
     survey = await check_rows(plan, listed, paid)
     check_output(plan, survey)

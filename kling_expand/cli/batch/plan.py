@@ -176,6 +176,21 @@ async def _belongs_to_another(path: str, account: str) -> bool:
         return store.account not in {"", account}
 
 
+@asynccontextmanager
+async def copied_journal(path: str) -> AsyncIterator[SQLiteStore]:
+    """Open a temporary copy of a journal for reading.
+
+    Raises:
+        NothingDone: if the file is not a journal.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            journal = await stack.enter_async_context(SQLiteStore.snapshot(path))
+        except JournalError as error:
+            raise NothingDone(error.message) from error
+        yield journal
+
+
 def _is_file(path: str) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - pathlib normalizes names
 
@@ -202,13 +217,22 @@ def try_output(folder: str, *, pictures: int = 0) -> None:
 
 
 async def saved_files(journals: Sequence[str]) -> set[str]:
-    """Return the keys (see `path_key`) of all existing pictures that these journals name."""
+    """Return the keys (see `path_key`) of all pictures that these journals name.
+
+    If a directory was moved or copied together with its journal, the pictures are also in the new place.
+
+    Raises:
+        NothingDone: if a file is not a journal.
+    """
     found: set[str] = set()
     for path in journals:
         if _is_file(path):
-            async with SQLiteStore.snapshot(path) as journal:
+            async with copied_journal(path) as journal:
+                folder, earlier = Path(path).parent, [f"{each}{os.sep}" for each in journal.folders]
                 async for job in journal.attempts():
-                    found.update(map(path_key, job.files))
+                    for file in job.files:
+                        below = [file.removeprefix(each) for each in earlier if file.startswith(each)]
+                        found.update(path_key(str(each)) for each in (file, *map(folder.joinpath, below)))
     return found
 
 

@@ -14,7 +14,6 @@ from attrs import frozen
 from kling_expand.cli.options import JSONOption, OptionGroup, find_journal, option, options
 from kling_expand.cli.terminal import print_path, show
 from kling_expand.errors import InvalidRequest, require
-from kling_expand.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
     from kling_expand.cli.report.report_html import Totals
@@ -81,10 +80,11 @@ def report(journal: str, *, chosen: ReportOptions, output: JSONOption) -> None:
 
 
 async def _report(path: str, chosen: ReportOptions) -> "Totals":
+    from kling_expand.cli.batch.plan import copied_journal
     from kling_expand.cli.report.report_html import read_totals, render
     from kling_expand.cli.report.thumbnails import Thumbnails
 
-    async with SQLiteStore.snapshot(path) as journal:
+    async with copied_journal(path) as journal:
         totals = await read_totals(journal, path)
         progress = _Progress(min(totals.jobs, chosen.last))
         try:

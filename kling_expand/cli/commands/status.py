@@ -155,13 +155,12 @@ class Run:
 
 async def _read_run(path: str) -> Run:
     """Read the progress of a run from a snapshot of its journal."""
-    from kling_expand.cli.batch.plan import EMULATED, Usage
+    from kling_expand.cli.batch.plan import EMULATED, Usage, copied_journal
     from kling_expand.store.base import JobState
-    from kling_expand.store.sqlite import SQLiteStore
     from kling_expand.store.sqlite_file import writer_of
 
     process = writer_of(path)
-    async with SQLiteStore.snapshot(path) as journal:
+    async with copied_journal(path) as journal:
         usage, saved_at, now = Usage(), list[float](), time.time()
         async for job in journal.jobs():
             usage.count(job)

@@ -256,6 +256,22 @@ async def test_the_results_of_every_attempt_are_known(tmp_path: Path) -> None:
     assert found == {path_key(str(tmp_path / f"{attempt}.png")) for attempt in range(2)}
 
 
+async def test_results_are_known_after_their_directory_was_moved(tmp_path: Path) -> None:
+    """Results that were moved or copied with their journal, even twice, are known at their new paths."""
+    (tmp_path / "0").mkdir()
+    for number in range(3):
+        folder = tmp_path / str(number)
+        async with SQLiteStore(folder / "j") as journal:
+            job = await record_job(journal, str(number))
+            await journal.mark_sending(job.external_task_id)
+            task = Task(f"task {number}", "succeed", external_task_id=job.external_task_id)
+            await journal.observe(job.external_task_id, task)
+            await journal.mark_saved(job.external_task_id, [folder / "s" / f"{number}.png"])
+        shutil.copytree(folder, tmp_path / str(number + 1))
+    found = await saved_files([str(tmp_path / "3" / "j")])
+    assert {path_key(str(tmp_path / "3" / "s" / f"{number}.png")) for number in range(3)} <= found
+
+
 def test_a_thousand_photos_are_checked_by_their_headers(tmp_path: Path) -> None:
     """A few kilobytes of each photo are read, so a library of large files is checked quickly."""
     photo = tmp_path / "large.jpg"

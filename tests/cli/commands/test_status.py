@@ -110,4 +110,19 @@ def test_a_path_without_a_journal_is_refused(tmp_path: Path) -> None:
         (tmp_path / "file", "not a journal"),
     ]:
         done = Shell()("status", place)
-        assert (done.exit_code in {1, 2}, message in done.stderr) == (True, True)
+        assert (done.exit_code, message in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("report",), ("bulk", "photo.jpg", "--right", 1, "--journal")]
+)
+def test_messages_name_the_journal_and_not_its_copy(command: tuple[object, ...], tmp_path: Path) -> None:
+    """A file that is not a journal is refused by its own name. An empty file is not said to be changed."""
+    (tmp_path / "file").write_text("x" * 5000)
+    done = Shell()(*command, tmp_path / "file")
+    assert (done.exit_code, f"the journal {tmp_path / 'file'}: this is not a journal" in done.stderr) == (
+        2,
+        True,
+    )
+    (tmp_path / "empty").touch()
+    assert "new journal" not in Shell()(*command, tmp_path / "empty").stderr

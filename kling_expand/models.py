@@ -182,7 +182,7 @@ def source_name(source: ImageSource) -> str:
     if isinstance(source, str):
         return f"{source[:30]}…" if source.startswith("data:") else source
     if isinstance(source, os.PathLike):
-        return str(os.fspath(source))
+        return os.fsdecode(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{memoryview(source).nbytes} bytes>"
     return f"<{type(source).__name__}>"
@@ -193,7 +193,7 @@ def source_stem(source: ImageSource | None) -> str | None:
     if isinstance(source, str) and "://" in source:
         source = urlsplit(source).path
     if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
-        return PurePath(os.fspath(source)).stem or None
+        return PurePath(os.fsdecode(source)).stem or None
     return None
 
 
@@ -364,6 +364,11 @@ ARGUMENTS: dict[str, tuple[Rule, ...]] = {
 }
 
 
+def as_source(value: ImageSource) -> ImageSource:
+    """Return *value*, or the path of an `os.DirEntry`, which cannot be pickled."""
+    return os.fsdecode(value) if isinstance(value, os.DirEntry) else value
+
+
 def as_geometry(value: Geometry | str) -> Geometry:
     """Return *value* as a geometry. Text such as ``"16:9"`` becomes a `ToAspect`.
 
@@ -413,7 +418,8 @@ class ExpandRequest:
     """A request to expand one photo, validated on construction.
 
     If there is no `external_task_id`, the client generates it. Submitting the same request again under the
-    same `key` leads to the same task, in any process and after any crash.
+    same `key` leads to the same task, in any process and after any crash. A photo that is given as an
+    `os.DirEntry` is replaced by its path.
 
     ::
 
@@ -424,6 +430,7 @@ class ExpandRequest:
     """
 
     image: ImageSource = field(
+        converter=as_source,
         repr=source_name,
         validator=IMAGE,
         metadata={

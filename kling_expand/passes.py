@@ -251,7 +251,7 @@ def _location(image: str | os.PathLike[str]) -> str:
 
     A converted photo is temporary, so its `origin` is returned.
     """
-    place = getattr(image, "origin", None) or os.fspath(image)
+    place = getattr(image, "origin", None) or os.fsdecode(image)
     return place if "://" in place else os.path.abspath(place)  # noqa: PTH100 - symbolic links are kept
 
 

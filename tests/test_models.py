@@ -1,11 +1,13 @@
 """Requests, which are validated at construction, and task statuses, which have a strict order."""
 
 import copy
+import os
 import pickle
+from collections.abc import Callable
 from decimal import Decimal
 from io import BytesIO
 from itertools import product
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, get_type_hints
 
 import pytest
@@ -163,7 +165,24 @@ def test_requests_and_tasks_can_be_hashed_copied_and_pickled() -> None:
             value.n = 2
 
 
+@pytest.mark.parametrize("kind", [os.fsencode, str])
+def test_a_directory_entry_is_replaced_by_its_path(tmp_path: Path, kind: Callable[[Path], Any]) -> None:
+    """A photo from `os.scandir` can be pickled and named, whether its path is text or bytes."""
+    (tmp_path / "dog.png").touch()
+    with os.scandir(kind(tmp_path)) as entries:
+        request = ExpandRequest(next(entries), RIGHT)
+    assert request.image == str(tmp_path / "dog.png")
+    assert pickle.loads(pickle.dumps(request)) == request
+
+
 # ------------------------------------------------------------------ names of photos
+
+
+class BytesPath(os.PathLike[bytes]):
+    """A path whose text is bytes, one of which is not valid UTF-8."""
+
+    def __fspath__(self) -> bytes:
+        return b"a/dog\xff.png"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +190,7 @@ def test_requests_and_tasks_can_be_hashed_copied_and_pickled() -> None:
     [
         ("dog.png", "dog.png"),
         (PurePosixPath("a/dog.png"), "a/dog.png"),
+        (BytesPath(), "a/dog\udcff.png"),
         ("https://example.com/dog.png", "https://example.com/dog.png"),
         (b"123", "<3 bytes>"),
         (bytearray(5), "<5 bytes>"),
@@ -293,6 +313,7 @@ def test_the_direction_dialect_sends_the_direction_itself() -> None:
     [
         ("photos/dog.jpg", "dog"),
         (PurePosixPath("dog.tar.gz"), "dog.tar"),
+        (BytesPath(), "dog\udcff"),
         ("https://x.org/a/dog.png?size=3#top", "dog"),
         ("s3://bucket/dog.jpg", "dog"),
         ("https://x.org/", None),

@@ -243,7 +243,7 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     Raises:
         InvalidRequest: if a field is unknown, two pictures would share one path, or *target* is a URL.
     """
-    wanted = os.fspath(target)
+    wanted = os.fsdecode(target)
     if is_url(wanted):
         advice = "to write to an object store, use `upload` of the result"
         raise InvalidRequest("target", repr(wanted), "must be a path on this machine", advice)
@@ -253,12 +253,11 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
         found = OutputPaths(
             _template(wanted), _values(task, options), _numbers(task), f"{safe_name(task.task_id)}", form
         )
-        paths = [*_paths(found, ".png"), *_paths(found, ".jpeg")]
+        _check(wanted, [*_paths(found, ".png"), *_paths(found, ".jpeg")])
     except InvalidRequest:
         raise
     except (ValueError, OverflowError, MemoryError) as error:
         raise InvalidRequest("target", repr(wanted), f"must be a valid template ({error})") from None
-    _check(wanted, paths)
     if options.format:
         check_suffix(found.path(0, FORMATS[options.format]), FORMATS[options.format])
     return found
@@ -318,7 +317,7 @@ def source_folder(source: ImageSource | None) -> str | None:
         url = urlsplit(source)
         return PurePath(url.path).parent.name or url.hostname
     if isinstance(source, str | os.PathLike) and not str(source).startswith("data:"):
-        return Path(os.fspath(source)).absolute().parent.name or None
+        return Path(os.fsdecode(source)).absolute().parent.name or None
     return None
 
 

@@ -88,7 +88,7 @@ async def save_full_size(
 
 def _named_format(target: Any) -> str | None:
     """Return the format that the suffix of *target* names, or None."""
-    suffix = Path(os.fspath(target)).suffix.lower()
+    suffix = Path(os.fsdecode(target)).suffix.lower()
     names = {ext: name for name, ext in FORMATS.items()} | {".jpeg": "jpeg", ".tif": "tiff"}
     return names.get(suffix)
 
@@ -136,7 +136,7 @@ async def _save_picture(job: CompositeJob, destination: Destination, position: i
 async def _photo(result: "ExpandResult", given: Any, scratch: _Scratch) -> str:
     """Return the path of the photo to put back, which is the given one or the one that was sent."""
     if isinstance(given, str | os.PathLike):
-        return os.fspath(given)
+        return os.fsdecode(given)
     request = portable(first(result).request)
     if request is None:
         limit = "must be the path of the photo, because the photo that was sent is unknown or unreadable"

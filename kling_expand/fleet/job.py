@@ -423,7 +423,7 @@ def unpack(payload: Payload) -> ExpandRequest:
 
 def _location(image: Any) -> str:
     if isinstance(image, os.PathLike):
-        image = os.fspath(image)
+        image = os.fsdecode(image)
     if not isinstance(image, str) or image.startswith("data:"):
         rule = "must be a path, an http(s) URL or the URL of an object store to be queued"
         raise InvalidRequest("image", source_name(image), rule)

@@ -134,7 +134,7 @@ def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
     from kling_expand.downloads.files import check_target  # imported here, as many callers never save
 
     try:
-        target = os.fspath(save_to(request))
+        target = os.fsdecode(save_to(request))
     except (Exception, asyncio.CancelledError) as error:
         raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must return a path") from error
     check_target("save_to", target)

@@ -159,7 +159,7 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
         raise InvalidRequest("metadata", photo and shown(photo), limit)
     source = BytesIO(photo) if isinstance(photo, bytes | bytearray | memoryview) else photo
     if isinstance(source, os.PathLike):
-        source = getattr(source, "origin", None) or os.fspath(source)
+        source = getattr(source, "origin", None) or os.fsdecode(source)
     with open_image(source) as image:
         if image.format == "PNG":  # `getexif` would decode the pixels, to find a block behind them
             exif = Image.Exif()

@@ -245,17 +245,19 @@ async def test_a_save_function_is_called_before_the_job_is_sent() -> None:
     def target(request: ExpandRequest) -> Any:
         if request.prompt == "1":
             raise ValueError("no place")
-        targets: dict[str, Any] = {"3": "out/{size}.png", "4": None}
+        targets: dict[str, Any] = {"3": "out/{size}.png", "4": None, "5": "out/\ud800.png", "6": b"out/6"}
         return targets.get(str(request.prompt), f"out/{request.prompt}")
 
-    outcomes = [outcome async for outcome in bulk(service, save_to=target).run(numbered(5))]
+    outcomes = [outcome async for outcome in bulk(service, save_to=target).run(numbered(7))]
     by_index = {outcome.index: outcome for outcome in outcomes}
-    assert [by_index[index].files for index in (0, 2)] == [(Path("out/0/0.png"),), (Path("out/2/1.png"),)]
+    expected = [(Path(f"out/{index}/{number}.png"),) for number, index in enumerate((0, 2, 6))]
+    assert [by_index[index].files for index in (0, 2, 6)] == expected
     assert "save_to must return a path, got ValueError: no place" in str(by_index[1].error)
     assert "save_to must use only the fields" in str(by_index[3].error)
     assert "save_to must return a path, got TypeError" in str(by_index[4].error)
+    assert "save_to must be a valid template" in str(by_index[5].error)
     assert [by_index[index].request.prompt for index in (1, 3)] == ["1", "3"]
-    assert service.submitted == 2
+    assert service.submitted == 3
 
 
 def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:

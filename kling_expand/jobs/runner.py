@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 from weakref import WeakValueDictionary
 
 from attrs import define, evolve
@@ -81,6 +81,16 @@ class PassReservation:
     held: int = 0
 
 
+class Counted(NamedTuple):
+    """The units of one attempt that a `Budget` counts, as *due* or as spent *before*."""
+
+    due: int = 0
+    before: int = 0
+
+
+NOT_COUNTED = Counted()
+
+
 class Budget:
     """The units that a client may spend.
 
@@ -93,35 +103,56 @@ class Budget:
         self.units_due: int = 0
         self.spent_before: int = 0
         self._held = 0  # units set aside for later passes
+        self._unsettled: dict[str, Counted] = {}  # of open attempts that no job follows, by external_task_id
 
     def reserve(
-        self, request: ExpandRequest, *, counted: bool, reservation: PassReservation | None = None
-    ) -> int:
-        """Reserve the units of *request*, and return their number.
+        self, request: ExpandRequest, counted: Counted, reservation: PassReservation | None = None
+    ) -> Counted:
+        """Count the units of *request*, unless its attempt is *counted* already, and return them.
 
-        If they are already *counted* in `spent_before`, they are moved from there. Otherwise the units of
-        later passes are set aside in *reservation* at the same time.
+        The units of later passes are set aside in *reservation* at the same time.
 
         Raises:
             BudgetExceeded: if too few units are left.
         """
         reservation = reservation or PassReservation()
         self.release(reservation)
-        if counted:
-            self.spent_before -= request.units
-        else:
-            needed = request.units + reservation.wanted
-            left = (
-                None if self.limit is None else self.limit - self.units_due - self.spent_before - self._held
-            )
-            if left is not None and needed > left:
-                later = f" and {reservation.wanted} for later passes" if reservation.wanted else ""
-                limit = f"must cover the next job ({request.units} units{later})"
-                raise BudgetExceeded("budget", f"{max(left, 0)} of {self.limit} units left", limit)
-            reservation.held = reservation.wanted
-            self._held += reservation.held
+        if any(counted):
+            return counted
+        needed = request.units + reservation.wanted
+        left = None if self.limit is None else self.limit - self.units_due - self.spent_before - self._held
+        if left is not None and needed > left:
+            later = f" and {reservation.wanted} for later passes" if reservation.wanted else ""
+            limit = f"must cover the next job ({request.units} units{later})"
+            raise BudgetExceeded("budget", f"{max(left, 0)} of {self.limit} units left", limit)
+        reservation.held = reservation.wanted
+        self._held += reservation.held
         self.units_due += request.units
-        return request.units
+        return Counted(due=request.units)
+
+    def leave(self, external_task_id: str, counted: Counted) -> None:
+        """Keep counting the units of an attempt whose job ended before its outcome was known."""
+        if any(counted):
+            earlier = self.take_over(external_task_id)  # of another job with the same given id
+            self._unsettled[external_task_id] = Counted(*map(sum, zip(earlier, counted, strict=True)))
+
+    def take_over(self, external_task_id: str) -> Counted:
+        """Return the units that an earlier job or run has left for this attempt."""
+        return self._unsettled.pop(external_task_id, NOT_COUNTED)
+
+    def attribute(self, counted: Counted, *, own: bool) -> Counted:
+        """Count units as due if the task is this client's *own*, and as spent before if not."""
+        units = sum(counted)
+        self.refund(counted)
+        counted = Counted(due=units) if own else Counted(before=units)
+        self.units_due += counted.due
+        self.spent_before += counted.before
+        return counted
+
+    def refund(self, counted: Counted) -> None:
+        """Stop counting the units of an attempt that costs nothing."""
+        self.units_due -= counted.due
+        self.spent_before -= counted.before
 
     def release(self, reservation: PassReservation) -> None:
         """Release the units that are set aside."""
@@ -132,7 +163,13 @@ class Budget:
         """Count the units that the jobs of a durable *store* have spent in earlier runs."""
         if self.limit is None or not store.durable:
             return
-        total = sum([each.units async for each in store.attempts() if _costs(each)])
+        total = 0
+        self._unsettled = {name: counted for name, counted in self._unsettled.items() if counted.due}
+        async for each in store.attempts():
+            if _costs(each):
+                total += each.units
+                if each.state not in _SUCCEEDED:
+                    self._unsettled.setdefault(each.external_task_id, Counted(before=each.units))
         self.spent_before = max(0, total - self.units_due)
 
 
@@ -155,7 +192,7 @@ class Job:
     recorded_id: str | None = None  # its id in the store
     resumable: bool = False  # whether a later client of the store can send it
     withdrawn: bool | None = None  # once it is cancelled, whether no later client may send it
-    units: int = 0  # reserved units
+    counted: Counted = NOT_COUNTED  # the units of its attempt
     held: int = 0  # acquired slots
     waits: bool = False  # whether another submission of the same job is being sent under its id
     queued: bool = False  # whether it waits for slots
@@ -177,7 +214,7 @@ class Job:
     @property
     def found(self) -> bool:
         """Whether the task existed before this client sent anything for the job."""
-        return self.attempt.state is AttemptState.FOUND
+        return self.attempt.state is AttemptState.FOUND and not self.counted.due
 
     @property
     def final_id(self) -> str | None:
@@ -406,9 +443,11 @@ class JobRunner:
         task = None
         if job.known and job.attempt.state is AttemptState.INHERITED:
             job.attempt = await self._attempt_of(job.known, given=job.attempt.given)
+            job.counted = self._budget.take_over(job.attempt.external_task_id)
             task = await self._submitter.settle(job.attempt, 4 * MAX_BYTES // 3, job.deadline_at)
         if task is None:
             if job.attempt.state is AttemptState.ABSENT:
+                self._refund(job)
                 await self._write(self._store.mark_unsent(job.attempt.external_task_id))
             raise error
         await self._follow_and_record(job, task)
@@ -539,11 +578,10 @@ class JobRunner:
         if known.task is not None:
             await self._adopt(job, known, known.task)
             return True
-        reserved = known.last_post_at is not None
-        task = await self._create(job, prepared, reserved=reserved)
+        task = await self._create(job, prepared)
         again = task.status is Status.FAILED or (job.fresh and task.status.final)
         if attempt.state is AttemptState.FOUND and again and known.key:
-            self._release(job)  # an earlier run's task, which has ended
+            self._release(job, task)  # an earlier run's task, which has ended
             await self._write(self._store.observe(known.external_task_id, task))
             return False
         await self._follow_and_record(job, task)
@@ -558,18 +596,16 @@ class JobRunner:
 
     # ------------------------------------------------------------------ its create
 
-    async def _create(self, job: Job, prepared: PreparedRequest, *, reserved: bool) -> Task:
-        """Create or find the task of a job's attempt. The job holds its slots when this returns.
-
-        *reserved* says whether an earlier run has already reserved the units.
-        """
+    async def _create(self, job: Job, prepared: PreparedRequest) -> Task:
+        """Create or find the task of a job's attempt. The job holds its slots when this returns."""
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
             limit = f"must be at most {self._slots.limit}, the client's slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
-        counted = reserved and attempt.state is AttemptState.INHERITED
-        job.units = self._budget.reserve(request, counted=counted, reservation=job.reservation)
+        inherited = attempt.state is AttemptState.INHERITED
+        counted = self._budget.take_over(attempt.external_task_id) if inherited else NOT_COUNTED
+        job.counted = self._budget.reserve(request, counted, job.reservation)
         create = Create(
             attempt,
             partial(Body, head, prepared.photo, tail),
@@ -585,9 +621,11 @@ class JobRunner:
                 self._refund(job)
             await self._write_failure(attempt, error)
             raise
-        if attempt.state is AttemptState.FOUND:
-            self._budget.spent_before += job.units if self._store.durable else 0
-            self._refund(job)  # the run that created the task has paid for it
+        own = attempt.state is AttemptState.CREATED or counted.due > 0
+        if own or self._store.durable:
+            job.counted = self._budget.attribute(job.counted, own=own)
+        else:
+            self._refund(job)  # the client that created the task has paid for it
         return task
 
     async def _create_in_slots(self, job: Job, create: Create) -> Task:
@@ -625,6 +663,7 @@ class JobRunner:
     async def _adopt(self, job: Job, known: JobRecord, task: Task) -> None:
         """Continue with the task that the store has recorded."""
         job.attempt.move(AttemptState.FOUND)
+        job.counted = self._budget.take_over(known.external_task_id)
         newer = await self.with_all_pictures(task, job.n, job.deadline_at)
         if newer is not task:
             await self._follow_and_record(job, newer)
@@ -677,15 +716,18 @@ class JobRunner:
             return
         if record.error is not None:
             self._event(EventKind.FAILED, record)
-        self._release(job)
+        self._release(job, task)
         if task is None or not task.status.final:
+            if job.sent:
+                self._budget.leave(job.attempt.external_task_id, job.counted)
+                job.counted = NOT_COUNTED
             return
-        if task.status is Status.FAILED:
-            self._refund(job)  # only pictures that were made are billed (observed)
         self._keep_writing(self._write(self._store.observe(job.attempt.external_task_id, task)))
 
-    def _release(self, job: Job) -> None:
-        """Release a job's slots."""
+    def _release(self, job: Job, task: Task | None = None) -> None:
+        """Release a job's slots, and its units if its *task* has failed."""
+        if task is not None and task.status is Status.FAILED:
+            self._refund(job)  # only pictures that were made are billed (observed)
         held, job.held = job.held, 0
         running, job.running = job.running, False
         if held:
@@ -693,8 +735,8 @@ class JobRunner:
 
     def _refund(self, job: Job) -> None:
         """Release a job's units."""
-        self._budget.units_due -= job.units
-        job.units = 0
+        self._budget.refund(job.counted)
+        job.counted = NOT_COUNTED
 
     async def _write_failure(self, attempt: Attempt, error: BaseException) -> None:
         """Record in the store how an attempt without a task ended."""

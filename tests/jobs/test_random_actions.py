@@ -175,7 +175,10 @@ def check_units(scenario: Scenario) -> None:
     units: dict[str | None, list[int]] = {}
     for future in jobs.values():
         job: Any = future.record.job
-        units.setdefault(future.external_task_id, []).append(job.units)
+        units.setdefault(future.external_task_id, []).append(job.counted.due)
+    for kling in scenario.clients:
+        for name, counted in kling._budget._unsettled.items():
+            units.setdefault(name, []).append(counted.due)
     due = sum(kling.stats.units_due for kling in scenario.clients)
     assert due == sum(map(sum, units.values()))
     due = sum(map(max, units.values()))

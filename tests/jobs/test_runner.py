@@ -749,6 +749,50 @@ async def test_a_budget_counts_every_attempt_of_earlier_runs(tmp_path: Path) -> 
         assert emulator.account.units_billed == 16
 
 
+@pytest.mark.parametrize("read", [Path, Path.read_bytes])
+@pytest.mark.parametrize("fault", ["ok", "reset_after", "reset"])
+@virtual_time
+async def test_a_resumed_job_that_costs_nothing_releases_its_units(
+    tmp_path: Path, fault: str, read: Callable[[Path], Any]
+) -> None:
+    """The units of an earlier run's task are free again if it fails, has failed meanwhile or is absent."""
+    journal = {"journal": tmp_path / "run.db"}
+    async with emulated(work_seconds=50) as (emulator, _):
+        async with another(emulator, **journal, retry_timeout=5.0) as kling:
+            emulator.faults.script("create", fault)
+            emulator.faults.chance("query", "reset", 1)
+            job = kling.submit(read(PHOTO), WIDER, prompt=MODERATED)
+            await asyncio.sleep(200 if fault == "reset_after" else 20)
+        assert isinstance(job.error, SubmissionUnknown | ClientClosed)
+        emulator.faults.clear()
+        async with another(emulator, **journal, budget=8) as later:
+            for future in [future async for future in later.resume()]:
+                assert await error_of(future)
+            await asyncio.sleep(0)
+            await later.expand(PHOTO, Ratios(up=0.5))
+            assert later.stats.units_due == emulator.account.units_billed == 8
+
+
+@pytest.mark.parametrize("fault", ["reset", "reset_after"])
+@pytest.mark.parametrize("durable", [True, False])
+@virtual_time
+async def test_a_job_submitted_again_after_an_unknown_end_is_counted_once(
+    tmp_path: Path, fault: str, *, durable: bool
+) -> None:
+    """If a job ends with `SubmissionUnknown`, its next submission takes over the units and the task."""
+    options: dict[str, Any] = {"journal": tmp_path / "run.db"} if durable else {}
+    async with emulated(options | {"budget": 16, "retry_timeout": 5.0}) as (emulator, kling):
+        emulator.faults.script("create", fault)
+        emulator.faults.chance("query", "reset", 1)
+        assert isinstance(await error_of(kling.submit(PHOTO, WIDER, key="cat")), SubmissionUnknown)
+        emulator.faults.clear()
+        await kling.expand(PHOTO, WIDER, key="cat")
+        assert kling.stats.units_due == kling.stats.units_billed == 8
+        await kling.expand(PHOTO, Ratios(up=0.5))
+        assert isinstance(await error_of(kling.submit(PHOTO, Ratios(up=0.6))), BudgetExceeded)
+        assert emulator.account.units_billed == 16
+
+
 @virtual_time
 async def test_a_job_that_cannot_be_encoded_takes_no_units() -> None:
     """A request that cannot be written as JSON leaves the budget as it was."""

@@ -104,6 +104,7 @@ def shell_words(text: str) -> str:
     """Return a message of the library with its advice adapted to the shell."""
     for python_text, shell_text in SHELL_WORDS.items():
         text = text.replace(python_text, shell_text)
+    text = re.sub(r'format="(\w+)"', r"--format \1", text)
     return re.sub(r"passes=(\d)( \(--passes \d in the shell\))?", r"--passes \1", text)
 
 

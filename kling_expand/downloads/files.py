@@ -263,16 +263,16 @@ def output_paths(task: Task, target: str | os.PathLike[str], options: SaveOption
     return found
 
 
-def check_target(name: str, target: str | os.PathLike[str]) -> None:
+def check_target(name: str, target: str | os.PathLike[str], options: SaveOptions = DEFAULTS) -> None:
     """Check *target*, the value of the argument *name*, before anything is paid for.
 
     Raises:
-        InvalidRequest: if *target* is not a valid directory, template or path.
+        InvalidRequest: if *target* is not a valid directory, template or path, or contradicts the format.
     """
     try:
-        output_paths(Task("0", "succeed", images=(Image(0, ""),)), target)
+        output_paths(Task("0", "succeed", images=(Image(0, ""),)), target, options)
     except InvalidRequest as error:
-        raise InvalidRequest(name, error.value, error.limit, error.advice) from None
+        raise InvalidRequest(name, repr(os.fsdecode(target)), error.limit, error.advice) from None
 
 
 def is_url(target: str) -> bool:

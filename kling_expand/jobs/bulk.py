@@ -84,8 +84,6 @@ def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
         return
     from kling_expand.downloads.files import SaveOptions, check_target  # imported here, as many never save
 
-    if not callable(save_to):
-        check_target("save_to", save_to)
     options = options or {}
     names = list(SaveArguments.__annotations__)
     for name, value in options.items():
@@ -98,6 +96,8 @@ def check_saves(save_to: SaveTo | None, options: SaveArguments | None) -> None:
     SaveOptions(
         format=picture_format or ("jpeg" if options.get("full_size") and quality else None), quality=quality
     )
+    if not callable(save_to):
+        check_target("save_to", save_to, SaveOptions(format=picture_format))
 
 
 def make_request(row: Row) -> ExpandRequest:
@@ -127,17 +127,17 @@ def make_request(row: Row) -> ExpandRequest:
     return request
 
 
-def _target(save_to: SaveTo | None, request: ExpandRequest) -> Target | None:
+def _target(save_to: SaveTo | None, request: ExpandRequest, options: SaveArguments) -> Target | None:
     """Return where to save the pictures of *request*. Raise `InvalidRequest` if the target is invalid."""
     if not callable(save_to):
         return save_to
-    from kling_expand.downloads.files import check_target  # imported here, as many callers never save
+    from kling_expand.downloads.files import SaveOptions, check_target  # imported here, as many never save
 
     try:
         target = os.fsdecode(save_to(request))
     except (Exception, asyncio.CancelledError) as error:
         raise InvalidRequest("save_to", f"{type(error).__name__}: {error}", "must return a path") from error
-    check_target("save_to", target)
+    check_target("save_to", target, SaveOptions(format=options.get("format")))
     return target
 
 
@@ -235,7 +235,8 @@ class BoundedMap:
         request: ExpandRequest | None = None
         try:
             request = make_request(row)
-            target = _target(self._save_to, request)  # an invalid target is found before any job is paid for
+            # An invalid target is found before any job is paid for.
+            target = _target(self._save_to, request, self._save_options)
         except KlingError as error:
             ended = _failed(index, request, error)
         else:

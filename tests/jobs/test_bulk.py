@@ -23,7 +23,14 @@ from kling_expand import (
     Task,
     TaskFuture,
 )
-from kling_expand.jobs.bulk import SOURCE_CLOSE_TIMEOUT, BoundedMap, Row, make_request
+from kling_expand.jobs.bulk import (
+    SOURCE_CLOSE_TIMEOUT,
+    BoundedMap,
+    Row,
+    SaveArguments,
+    check_saves,
+    make_request,
+)
 from kling_expand.jobs.future import TaskRecord, TaskRegistry
 from kling_expand.testing import virtual_time
 
@@ -258,6 +265,18 @@ async def test_a_save_function_is_called_before_the_job_is_sent() -> None:
     assert "save_to must be a valid template" in str(by_index[5].error)
     assert [by_index[index].request.prompt for index in (1, 3)] == ["1", "3"]
     assert service.submitted == 3
+
+
+@virtual_time
+async def test_a_target_that_contradicts_the_format_is_refused_before_any_payment() -> None:
+    """The suffix of a target must be that of the format, also if a function returns the target."""
+    service, options = Service(), SaveArguments(format="jpeg")
+    with pytest.raises(InvalidRequest, match=r"save_to must end in \.jpg, .*, got 'out/\{name\}\.png'"):
+        check_saves("out/{name}.png", options)
+    check_saves("out/{name}.jpeg", options)
+    rows = bulk(service, save_to=lambda _: "out.webp", save_options=options).run(numbered(1))
+    assert ["must end in .jpg" in str(outcome.error) async for outcome in rows] == [True]
+    assert service.submitted == 0
 
 
 def test_a_mapping_with_an_unknown_field_names_the_nearest() -> None:

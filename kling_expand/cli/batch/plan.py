@@ -672,7 +672,7 @@ def check_output(plan: BulkPlan, survey: Survey) -> None:
 
 def _check_target(target: str, format: str | None) -> None:  # noqa: A002 - the name of the option
     """Raise `InvalidRequest` if no picture could be saved to *target*, before any is paid for."""
-    check_target("output", target)
+    check_target("output", target, SaveOptions(format=format))
     (path,) = _sample_paths(0, target, 1)
     if format is None and path.suffix.lower() in SUFFIXES and path.suffix.lower() != ".png":
         limit = "must not have the suffix of another format, because the pictures are PNG"

@@ -95,6 +95,10 @@ def test_a_failure_is_a_json_object_too(tmp_path: Path) -> None:
         ([COFFEE, "--up", "1", "-o", "out/{name"], "must be a directory or a template"),
         ([COFFEE, "--up", "1", "-o", "out.jpg"], "suffix of another format"),
         ([COFFEE, "--up", "1", "-o", "out/{name}-{index}.WebP"], "end it in {ext}"),
+        (
+            [COFFEE, "--up", "1", "-o", "{name}.png", "--format", "jpeg"],
+            "'{name}.png'; --format png converts",
+        ),
         (["https://example.com/a.jpg", "--aspect", "16:9"], "use --up"),
         ([COFFEE, "--up", "1", "--dialect", "direction"], "use --direction"),
         ([COFFEE, "--up", "1", "--base-url", "ftp://here"], "http"),

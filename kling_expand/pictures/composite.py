@@ -26,7 +26,7 @@ from attrs import frozen
 from kling_expand.errors import PictureMismatch, require
 from kling_expand.geometry import Ratios
 
-from .convert import EXIF_HEIGHT, EXIF_IFD, EXIF_WIDTH, describe_expanded
+from .convert import describe_expanded
 from .registration import Box
 from .scene import Scene, prepare, to_srgb
 
@@ -348,10 +348,9 @@ def _mask(scene: Scene, feather: int) -> Any:
 
 def _metadata(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
     """Return the `info` of the composite."""
-    exif = scene.exif
-    describe_expanded(exif)
-    inner = exif.get_ifd(EXIF_IFD)
-    if inner:
-        inner |= {EXIF_WIDTH: size[0], EXIF_HEIGHT: size[1]}
-    found = {"exif": exif.tobytes(), "icc_profile": scene.icc_profile, "dpi": scene.photo.info.get("dpi")}
+    found = {
+        "exif": describe_expanded(scene.exif, size),
+        "icc_profile": scene.icc_profile,
+        "dpi": scene.photo.info.get("dpi"),
+    }
     return {name: value for name, value in found.items() if value}

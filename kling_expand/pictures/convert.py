@@ -12,7 +12,7 @@ from attrs import frozen
 from kling_expand.errors import DownloadError, InvalidRequest, require
 from kling_expand.models import ImageSource, shown
 
-from .fit import ORIENTATION, open_image
+from .fit import ORIENTATION, open_image, read_exif
 
 DEFAULT_QUALITY = 92  # of JPEG and WebP
 PRODUCER = "kling-expand"  # added to the software tag
@@ -20,21 +20,7 @@ SOFTWARE, EXIF_IFD, EXIF_WIDTH, EXIF_HEIGHT, MAKER_NOTE = 0x0131, 0x8769, 0xA002
 # The TIFF tags that describe how a file stores its pixels, and its color profile. They are wrong in any other
 # file. The tags that are subtracted describe the picture: orientation, names, camera, resolution, software,
 # date, artist and computer.
-_LAYOUT = {*range(254, 533), 0x8773} - {
-    269,
-    270,
-    271,
-    272,
-    ORIENTATION,
-    282,
-    283,
-    285,
-    296,
-    305,
-    306,
-    315,
-    316,
-}
+_LAYOUT = {*range(254, 533), 0x8773} - {*range(269, 273), ORIENTATION, 282, 283, 285, 296, 305, 306, 315, 316}
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _HEAD = 33  # bytes of the signature and the first chunk of a PNG
 _EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
@@ -69,7 +55,7 @@ def encode(image: Any, target: Any, picture_format: str, quality: int | None = N
     A profile for other channels is left out. An EXIF block that is too long for a JPEG is left out with a
     warning, or shortened if that suffices.
     """
-    exif, profile = image.getexif(), image.info.get("icc_profile") or b""
+    exif, profile = read_exif(image), image.info.get("icc_profile") or b""
     image = _suited(image, picture_format)
     gray = image.mode in {"L", "I;16"} and picture_format != "webp"  # which has only RGB
     options: dict[str, Any] = {
@@ -84,15 +70,24 @@ def encode(image: Any, target: Any, picture_format: str, quality: int | None = N
 def _exif_block(exif: Any, picture_format: str) -> bytes:
     """Return the EXIF data for a file of this format, or nothing if it has none."""
     _drop_layout(exif)
-    content: bytes = exif.tobytes() if exif else b""
+    content = _serialized(exif)
     if picture_format != "jpeg" or len(content) <= _SEGMENT:
         return content
     exif.get_ifd(EXIF_IFD).pop(MAKER_NOTE, None)
-    shorter: bytes = exif.tobytes()
+    shorter = _serialized(exif)
     kept = len(shorter) <= _SEGMENT
     what = "the MakerNote of the EXIF data" if kept else "the EXIF data"
     _log.warning("%s is left out, because a JPEG has at most 64 KB of EXIF data", what)
     return shorter if kept else b""
+
+
+def _serialized(exif: Any) -> bytes:
+    """Return EXIF data as a block, or nothing if it has values that Pillow can read but not write."""
+    try:
+        return exif.tobytes() if exif else b""
+    except Exception as error:  # noqa: BLE001 - Pillow raises many kinds
+        _log.warning("the EXIF data is damaged and is left out: %s", error)
+        return b""
 
 
 def _suited(image: Any, picture_format: str) -> Any:
@@ -135,12 +130,21 @@ def _suits(profile: bytes, *, gray: bool) -> bool:
     return profile[16:20] == (b"GRAY" if gray else b"RGB ")
 
 
-def describe_expanded(exif: Any) -> None:
-    """Change the EXIF data of a photo to describe an expanded picture, which is upright."""
+def describe_expanded(exif: Any, size: tuple[int, int] | None = None) -> bytes:
+    """Change the EXIF data of a photo to describe an expanded, upright picture, and return the block.
+
+    *size* is the width and height of the picture in pixels, if they are known.
+    """
     _drop_layout(exif)
     exif.pop(ORIENTATION, None)
     before = str(exif.get(SOFTWARE, "")).strip("\0 ")
     exif[SOFTWARE] = f"{before}; {PRODUCER}" if before else PRODUCER
+    inner = exif.get_ifd(EXIF_IFD)
+    for place, tag in enumerate((EXIF_WIDTH, EXIF_HEIGHT)):
+        inner.pop(tag, None)
+        if inner and size:
+            inner[tag] = size[place]
+    return _serialized(exif)
 
 
 def read_metadata(photo: ImageSource | None) -> Metadata:
@@ -152,8 +156,6 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
         MissingExtra: if Pillow is not installed.
     """
     require("images", "PIL")
-    from PIL import Image
-
     if photo is None or (isinstance(photo, str) and "://" in photo):
         limit = "must be the path of a photo that can be read on this machine"
         raise InvalidRequest("metadata", photo and shown(photo), limit)
@@ -161,17 +163,9 @@ def read_metadata(photo: ImageSource | None) -> Metadata:
     if isinstance(source, os.PathLike):
         source = getattr(source, "origin", None) or os.fsdecode(source)
     with open_image(source) as image:
-        if image.format == "PNG":  # `getexif` would decode the pixels, to find a block behind them
-            exif = Image.Exif()
-            exif.load(image.info.get("exif") or b"")
-        else:
-            exif = image.getexif()
-        if not exif:
-            return Metadata(icc_profile=image.info.get("icc_profile") or b"")
-        describe_expanded(exif)
-        for tag in (EXIF_WIDTH, EXIF_HEIGHT):
-            exif.get_ifd(EXIF_IFD).pop(tag, None)
-        return Metadata(exif.tobytes().removeprefix(_EXIF), image.info.get("icc_profile") or b"")
+        exif = read_exif(image)
+        block = describe_expanded(exif).removeprefix(_EXIF) if exif else b""
+        return Metadata(block, image.info.get("icc_profile") or b"")
 
 
 def insert_metadata(content: bytes, metadata: Metadata) -> bytes:

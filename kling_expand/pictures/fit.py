@@ -11,7 +11,7 @@ from typing import Any
 from attrs import frozen
 
 from kling_expand.api.photo import MAX_BYTES, MIN_SIDE, truncated_error
-from kling_expand.errors import ImageError, MissingExtra, require
+from kling_expand.errors import ImageError, KlingError, MissingExtra, require
 from kling_expand.models import source_name
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -38,7 +38,7 @@ def fit(photo: str, folder: Path, *, acceptable: bool) -> Fitted:
         ImageError: if Pillow cannot read the photo.
         MissingExtra: if Pillow is not installed.
     """
-    with _decoding(photo) as image:
+    with decoding(photo), open_image(photo) as image:
         turned = orientation(image)
         if acceptable and turned == 1:
             return Fitted(photo)
@@ -52,31 +52,47 @@ def check_pixels(photo: str) -> None:
         ImageError: if Pillow cannot read the photo.
         MissingExtra: if Pillow is not installed.
     """
-    with _decoding(photo) as image:
+    with decoding(photo), open_image(photo) as image:
         image.draft("RGB", (1, 1))  # a JPEG is decoded at a smaller size, which is faster
         image.load()
 
 
 @contextmanager
-def _decoding(photo: str) -> Iterator[Any]:
-    """Open the photo, and convert Pillow's errors within the block to an `ImageError`."""
+def decoding(source: Any) -> Iterator[None]:
+    """Convert the errors that Pillow raises in the block for the image *source* to an `ImageError`."""
     try:
-        with open_image(photo) as image:
-            yield image
-    except ImageError:
+        yield
+    except KlingError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
-        if "truncated" in str(error).lower():
-            raise truncated_error(photo) from error
-        raise ImageError("image", photo, f"Pillow cannot read it ({error})") from error
+    except Exception as error:  # each format raises its own kinds for damaged content
+        name, reason = source_name(source), str(error) or type(error).__name__
+        if "truncated" in reason.lower():
+            raise truncated_error(name) from error
+        raise ImageError("image", name, f"Pillow cannot read it ({reason})") from error
 
 
 def orientation(image: Any) -> int:
     """Return the EXIF orientation of an image, where 1 is upright. It is 1 for formats such as PNG."""
     if image.format not in {"JPEG", "MPO", "HEIF", "WEBP", "AVIF", "TIFF"}:
         return 1  # for a PNG, `getexif` would decode the whole picture
-    turned = image.getexif().get(ORIENTATION, 1)
+    turned = read_exif(image).get(ORIENTATION, 1)
     return turned if turned in range(1, 9) else 1
+
+
+def read_exif(image: Any) -> Any:
+    """Return the EXIF data of an image without decoding a PNG, or empty data if it is damaged."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        if image.format != "PNG":
+            return image.getexif()
+        exif.load(
+            image.info.get("exif") or b""
+        )  # `getexif` would decode the pixels, to find a block behind them
+        return exif
+    except Exception:  # noqa: BLE001 - Pillow raises many kinds
+        return Image.Exif()
 
 
 def upright_size(photo: str) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from kling_expand.geometry import Canvas
 
-from .fit import orientation
+from .fit import decoding, open_image, orientation
 
 SMALLEST, LARGEST = 640, 1200  # pixels; limits for the longer side of a drawing
 HATCH = 14  # pixels between two lines
@@ -14,25 +14,31 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def upright_size(photo: str, stored: tuple[int, int]) -> tuple[tuple[int, int], bool]:
-    """Return the size of a photo after its EXIF orientation is applied, and whether that changes it."""
-    from PIL import Image
+    """Return the size of a photo after its EXIF orientation is applied, and whether that changes it.
 
-    with Image.open(photo) as image:
+    Raises:
+        ImageError: if Pillow cannot read it.
+    """
+    with open_image(photo) as image:
         turned = orientation(image)
     width, height = stored
     return ((height, width) if turned >= 5 else stored), turned != 1
 
 
 def draw(photo: str, canvas: Canvas, caption: list[str]) -> Any:
-    """Draw the canvas as a PIL image, with the upright photo in its place and the *caption* lines below."""
-    from PIL import Image, ImageDraw, ImageOps
+    """Draw the canvas as a PIL image, with the upright photo in its place and the *caption* lines below.
+
+    Raises:
+        ImageError: if Pillow cannot read the photo.
+    """
+    from PIL import ImageDraw, ImageOps
 
     longer = max(canvas.width, canvas.height)
     scale = min(max(longer, SMALLEST), LARGEST) / longer
     small = canvas.scaled(max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale)))
     picture = _hatched(small.width, small.height)
     left, top, right, bottom = small.box
-    with Image.open(photo) as original:
+    with decoding(photo), open_image(photo) as original:
         upright = opaque(ImageOps.exif_transpose(original))
         picture.paste(upright.resize((max(1, right - left), max(1, bottom - top))), (left, top))
     pen = ImageDraw.Draw(picture)

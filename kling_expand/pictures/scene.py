@@ -8,7 +8,7 @@ from attrs import frozen
 
 from kling_expand.geometry import Canvas, Ratios, chained_canvas
 
-from .fit import ORIENTATION, open_image, open_picture
+from .fit import ORIENTATION, decoding, open_image, open_picture, read_exif
 from .preview import opaque
 from .registration import Registration, register
 
@@ -56,7 +56,10 @@ def prepare(photo: Any, picture: Any, ratios: Ratios | Sequence[Ratios]) -> Scen
     """
     passes = [ratios] if isinstance(ratios, Ratios) else list(ratios)
     opened, seen = open_image(photo), open_picture(picture)
-    exif = opened.getexif()
+    for source, image in ((photo, opened), (picture, seen)):
+        with decoding(source):
+            image.load()
+    exif = read_exif(opened)
     turned = exif.get(ORIENTATION, 1)
     upright, profile = _plain(_turned(opened, turned))
     readings = list(_readings(upright, profile, seen, passes, turned))

@@ -215,3 +215,13 @@ def test_a_gray_profile_is_kept_where_pictures_can_be_gray() -> None:
     content = insert_metadata(picture("L"), Metadata(icc_profile=profile))
     kept = {wanted for wanted in FORMATS if opened(convert(content, wanted, None)).info.get("icc_profile")}
     assert kept == {*FORMATS} - {"webp"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_exif_data_is_left_out(kind: str) -> None:
+    """A photo with damaged EXIF data is read, and its picture has none. A paid picture is always saved."""
+    content = picture("RGB", kind, color="navy")
+    out = io.BytesIO()
+    opened(content).save(out, kind, exif=b"Exif\0\0MM\0+not a TIFF header")
+    assert read_metadata(out.getvalue()).exif == b""
+    assert not opened(convert(out.getvalue(), "tiff", None)).getexif().get(CAMERA)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
-from support.sample_pictures import claimed
+from support.sample_pictures import BROKEN, claimed, saved
 
 from benchmarks.large_photos import display_p3, texture
 from kling_expand import Ratios
@@ -115,3 +115,11 @@ def test_an_unreadable_picture_is_refused() -> None:
     """A file that Pillow cannot read raises an `ImageError` with its name."""
     with pytest.raises(ImageError, match=r"BytesIO"):
         prepare(FRAME, io.BytesIO(b"no picture"), RATIOS)
+
+
+@pytest.mark.parametrize("damaged", ["photo", "picture"])
+def test_damaged_pixels_are_refused(damaged: str) -> None:
+    """A photo or picture with a valid header but damaged pixels raises an `ImageError`."""
+    images = {"photo": saved(photo_of(FRAME, RATIOS)), "picture": saved(FRAME)} | {damaged: BROKEN}
+    with pytest.raises(ImageError, match=r"Pillow cannot read it|incomplete"):
+        prepare(io.BytesIO(images["photo"]), io.BytesIO(images["picture"]), RATIOS)

@@ -475,10 +475,12 @@ class Runner:
                     await self._finish(job, result)
                 finally:
                     self._progress.finishing -= 1
-        except KlingError as error:
-            error.task_id = error.task_id or result.task_id
-            self._fail(job, error)
-            if isinstance(error, DownloadError):
+        except Exception as error:  # noqa: BLE001 - a library may raise anything, and the other rows continue
+            text = f"{type(error).__name__}: {error}"
+            problem = error if isinstance(error, KlingError) else KlingError(text)
+            problem.task_id = problem.task_id or result.task_id
+            self._fail(job, problem)
+            if isinstance(problem, DownloadError):
                 await self._try_output()
         else:
             self._end(job, "known" if known else "saved")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,19 @@ def test_the_photo_of_the_row_is_put_back() -> None:
     assert result.request == expected
     assert result.earlier is not None
     assert result.earlier.request == expected
+
+
+def test_an_unexpected_error_fails_only_its_row(tmp_path: Path, monkeypatch: Any) -> None:
+    """After an unexpected error of a library, the row fails, and every row has its line of JSON."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.jpg", 1), ("b.jpg", 2)):
+        Path(name).write_bytes(stored(texture(400, 300, seed=seed), "JPEG"))
+    with shell(**FAST) as kling:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        done = kling("bulk", ".", "--right", 0.5, "--full-size", "--json")
+    assert done.exit_code == 1
+    *rows, summary = map(json.loads, done.stdout.splitlines())
+    assert [(row["outcome"], len(row["files"]), row["error"]["message"][:17]) for row in rows] == [
+        ("failed", 1, "FileNotFoundError")
+    ] * 2
+    assert summary["summary"]["failed"] == 2

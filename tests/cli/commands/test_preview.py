@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.sample_pictures import BROKEN, claimed
 from support.shell import COFFEE, Shell
 
 from kling_expand.pictures.preview import FRAME, LARGEST, SMALLEST
@@ -99,3 +100,13 @@ def test_a_terminal_without_a_size_is_accepted(tmp_path: Path) -> None:
     target = tmp_path / "canvas.png"
     shown, _ = kling.on_a_terminal(*COMMAND, "-o", target, size=(0, 0))
     assert shown.strip().endswith(str(target))
+
+
+@pytest.mark.parametrize("content", [BROKEN, claimed(15_000, 15_000)])
+def test_a_photo_that_cannot_be_decoded_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A damaged photo, or one of too many pixels, is an error with its name, and exit code 2."""
+    (tmp_path / "photo.png").write_bytes(content)
+    done = kling("preview", tmp_path / "photo.png", "--right", 0.5, "-o", tmp_path / "c.png")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "photo.png" in done.stderr
+    assert "Pillow cannot read it" in done.stderr

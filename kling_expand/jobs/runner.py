@@ -41,6 +41,7 @@ from kling_expand.errors import (
     ParallelLimit,
     PermissionDenied,
     RateLimited,
+    SubmissionUnknown,
     TokenExpired,
 )
 from kling_expand.events import CALLER, Caller, Event, EventKind, Listener
@@ -521,7 +522,7 @@ class JobRunner:
                 self._mark_recorded(job, known)
                 raise
             after = known.attempt
-            if (job.fresh and known.state in _SUCCEEDED) or _is_replaced(known, prepared.request):
+            if await self._is_made_again(job, known, prepared) or _is_replaced(known, prepared.request):
                 continue
             job.record.rename(known.external_task_id)
             CALLER.set(Caller(job.record.number, known.external_task_id))
@@ -531,6 +532,18 @@ class JobRunner:
                 return
             if await self._attempt(job, known, prepared):
                 return
+
+    async def _is_made_again(self, job: Job, known: JobRecord, prepared: PreparedRequest) -> bool:
+        """Return whether a `fresh` job needs another task: the known one has ended, or no longer exists."""
+        if not job.fresh or known.state is not JobState.SUBMITTED:
+            return job.fresh and known.state in _SUCCEEDED
+        sent_at = asyncio.get_running_loop().time() - await self._store.post_age(known)
+        attempt = Attempt(known.task_id or known.external_task_id, unanswered_at=sent_at)  # either id will do
+        try:
+            task = await self._submitter.settle(attempt, prepared.photo.encoded_length, job.deadline_at)
+        except SubmissionUnknown:
+            return False  # the task is followed, as it may still run
+        return task is None
 
     async def _mark_if_recorded(self, job: Job, identity: JobIdentity) -> None:
         """Give *job* the id of another submission of the same job that is in progress."""

@@ -1388,6 +1388,22 @@ async def test_fresh_does_not_repeat_an_open_job(tmp_path: Path) -> None:
         assert len(emulator.account.tasks) == 1
 
 
+@virtual_time
+async def test_a_task_that_the_service_has_forgotten_can_be_made_again(tmp_path: Path) -> None:
+    """If the service no longer has a task of the journal, `fresh` pays for another, and nothing else does."""
+    journal = {"journal": tmp_path / "run.db"}
+    async with emulated(journal, work_seconds=50) as (emulator, kling):
+        task = await kling.create(PHOTO, WIDER)
+        await kling.aclose()
+        async with another(emulator, **journal) as later:
+            assert (await later.submit(PHOTO, WIDER, fresh=True).accepted()).task_id == task.task_id
+        emulator.advance(31 * 86400)
+        async with another(emulator, **journal) as later:
+            assert isinstance(await error_of(later.submit(PHOTO, WIDER)), TaskNotFound)
+            again = await later.expand(PHOTO, WIDER, fresh=True)
+            assert (await later.expand(PHOTO, WIDER)).task_id == again.task_id != task.task_id
+
+
 # ------------------------------------------------------------------ resumed beside running jobs
 
 

@@ -468,13 +468,18 @@ def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
 
 
 def _resolved_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
-    """Return the cells of a row with the path of its photo, and a name that keeps its directory."""
+    """Return the cells of a row with the path of its photo, and the name that keeps its place in the output.
+
+    The cells of a row that could not be read get names that `bulk` ignores, so that the row stays bad.
+    """
+    if entry.error:
+        return {f"_{name.removeprefix('_')}": value for name, value in entry.cells.items()}
     cells, image = dict(entry.cells), str(entry.cells.get("image") or "")
     if image and "://" not in image:
         cells["image"] = str(manifest.folder / image)
-    folder = entry.folder if manifest.kind == "photos" else relative_folder(image)
-    if folder and not cells.get("name"):
-        cells["name"] = f"{folder}/{stem(image)}"
+    if image and not cells.get("name"):
+        folder = entry.folder if manifest.kind == "photos" else relative_folder(image)
+        cells["name"] = f"{folder}/{stem(image)}" if folder else stem(image)
     return cells
 
 
@@ -554,6 +559,10 @@ def _request(
     image = texts.get("image")
     if image is None:
         raise InvalidRequest("image", "nothing", "must be a path or a URL")
+    try:
+        os.fsencode(image)
+    except UnicodeEncodeError:  # JSON can contain half of a surrogate pair
+        raise InvalidRequest("image", ascii(image), "must be valid Unicode") from None
     row_values = {
         each.name: each.parse(texts[name]) for name, each in REQUEST_FIELDS.items() if name in texts
     }

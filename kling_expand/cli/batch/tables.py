@@ -188,7 +188,7 @@ def _entry(line: int, header: list[str], cells: list[str], delimiter: str) -> En
         error = (
             f"the row has {len(cells)} cells, but the header has {len(header)}; quote cells that have commas"
         )
-        return Entry(line, found, error)
+        return Entry(line, found | {header[-1]: delimiter.join(cells[len(header) - 1 :])}, error)
     suspect = next((name for name, cell in found.items() if _holds_rows(cell, len(header), delimiter)), None)
     if suspect is None:
         return Entry(line, found)

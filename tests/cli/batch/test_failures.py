@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.shell import CHELSEA, COFFEE, shell
+from support.shell import CHELSEA, COFFEE, Shell, shell
 
 
 def jobs(stdout: str) -> list[dict[str, Any]]:
@@ -79,3 +79,19 @@ def test_a_failures_file_with_an_unknown_suffix_is_refused(tmp_path: Path) -> No
         assert (done.exit_code, "must end in .csv" in done.stderr) == (2, True)
         done = kling("bulk", COFFEE, "--aspect", "16:9", "--failures", tmp_path / "gone" / "left.csv")
         assert (done.exit_code, "cannot be written" in done.stderr) == (2, True)
+
+
+def test_a_photo_keeps_its_place_and_a_bad_row_stays_bad(tmp_path: Path) -> None:
+    """The pictures of a photo keep their directory. A row that cannot be read is never sent in part."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.jpg").write_bytes(b"no photo")
+    left, manifest = tmp_path / "left.csv", tmp_path / "m.csv"
+    Shell()("bulk", tmp_path / "in", "--up", 1, "--failures", left, KLING_API_KEY="none")
+    assert [(row["image"], row["name"]) for row in table(left)] == [("in/cut.jpg", "cut")]
+    manifest.write_text(f"image,up,prompt\n{COFFEE},1,a cat, sitting\n")
+    Shell()("bulk", manifest, "--failures", left, KLING_API_KEY="none")
+    assert [(row["image"], row["_image"], row["_prompt"]) for row in table(left)] == [
+        ("", COFFEE, "a cat, sitting")
+    ]
+    done = Shell()("bulk", left, "--up", 1, "--dry-run", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["good"] == 0

@@ -292,6 +292,7 @@ def test_cells_of_a_table_are_parsed() -> None:
         ({"up": 1, "watermark": "perhaps"}, "must be true or false"),
         ({"up": 1, "key": " x "}, "key"),
         ({"up": 1, "image": ""}, "must be a path or a URL"),
+        ({"up": 1, "image": "\ud800.jpg"}, "image must be valid Unicode"),
         ({"up": 1, "prompt": "x" * 2501}, "at most 2500"),
     ],
 )

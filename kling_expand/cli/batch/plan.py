@@ -238,7 +238,7 @@ async def saved_files(journals: Sequence[str]) -> set[str]:
 
 @define
 class Usage:
-    """The cost and the states of the jobs of a journal, from their last attempts.
+    """The cost of all attempts in a journal, and the states of its jobs, from their last attempts.
 
     `due` is their cost in units if every open task succeeds, and `billed` the units billed so far.
     """
@@ -249,11 +249,15 @@ class Usage:
     open: int = 0  # tasks at the service
     states: Counter[JobState] = field(factory=Counter)
 
+    async def add_costs(self, journal: JobStore) -> None:
+        """Add the cost of every attempt, because each has its own task."""
+        async for attempt in journal.attempts():
+            if attempt.state in PAID:
+                self.due += attempt.units
+            self.billed += billed_units(attempt.task) or 0
+
     def count(self, job: JobRecord) -> None:
-        """Add a job. If it is a pass before the last one, only its cost is counted."""
-        if job.state in PAID:
-            self.due += job.units
-        self.billed += billed_units(job.task) or 0
+        """Add the state of a job, unless it is a pass before the last one."""
         if '"pass":' in job.params and job.state in {JobState.SUCCEEDED, JobState.DONE}:
             from kling_expand.passes import pass_of  # imported here, because few runs have passes
 
@@ -269,6 +273,7 @@ async def read_usage(journal: JobStore | None) -> Usage:
     """Return the usage of all jobs of *journal*."""
     usage = Usage()
     if journal is not None:
+        await usage.add_costs(journal)
         async for job in journal.jobs():
             usage.count(job)
     return usage

@@ -162,6 +162,7 @@ async def _read_run(path: str) -> Run:
     process = writer_of(path)
     async with copied_journal(path) as journal:
         usage, saved_at, now = Usage(), list[float](), time.time()
+        await usage.add_costs(journal)
         async for job in journal.jobs():
             usage.count(job)
             if job.state is JobState.DONE and job.updated_at > now - RECENT:

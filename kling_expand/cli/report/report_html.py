@@ -255,6 +255,7 @@ async def read_totals(journal: SQLiteStore, path: str) -> Totals:
     emulated, checks = journal.account == EMULATED, await journal.findings()
     title = _title_of_run(Path(path))
     totals = Totals(title, emulated, checks=checks, bad_rows=await _bad_rows(journal))
+    await totals.usage.add_costs(journal)
     async for job in journal.jobs():
         totals.count(job)
     return totals

@@ -60,6 +60,18 @@ async def test_the_status_of_a_run_in_progress_is_shown(tmp_path: Path) -> None:
     )
 
 
+def test_the_cost_of_a_run_includes_every_attempt(tmp_path: Path) -> None:
+    """With --fresh a job has a second task. Its summary, `status` and `report` have the cost of both."""
+    with shell() as kling:
+        words = ("bulk", COFFEE, "--up", 1, "-o", tmp_path)
+        kling(*words)
+        done = kling(*words, "--fresh", "--budget", 16)
+    assert "16 units ($0.06) billed for all jobs" in done.stderr
+    assert kling("status", tmp_path).stdout.splitlines()[1:] == ["1 job: 1 saved", "16 units ($0.06) billed"]
+    page = kling("report", tmp_path, "-o", tmp_path / "r.html", "--json")
+    assert json.loads(page.stdout)["units_billed"] == 16
+
+
 def test_rate_and_time_left_follow_from_recent_rows() -> None:
     """At ten rows a minute, ninety rows take nine minutes. Only a run in progress has a rate."""
     usage = Usage(due=88, billed=80.0, saved=10, open=1)

@@ -571,6 +571,7 @@ def plan(width: int, height: int, geometry: Geometry, passes: int = 2) -> list[R
     """
     if not isinstance(passes, int) or isinstance(passes, bool) or not 1 <= passes <= MAX_PASSES:
         raise GeometryError("passes", repr(passes), f"must be between 1 and {MAX_PASSES}")
+    check_size(width, height)
     try:
         return [geometry.ratios(width, height)]
     except GeometryError:

@@ -77,6 +77,8 @@ def test_each_option_produces_its_geometry(options: list[object], expected: Rati
         (["400x400", "--direction", "left", "--anchor", "left"], "--aspect or --size"),
         (["400x400", "--aspect", "16:9", "--anchor", "middle"], "center"),
         (["0x400", "--up", 1], "pixels"),
+        (["0x0", "--aspect", "16:9"], "width must be a whole number of pixels, at least 1, got 0"),
+        (["400x0", "--pad", "up=3", "--passes", 2], "height must be a whole number"),
         (["400x400", "--aspect", "16:9", "--area", 1.2], "between 1.7778 and 3"),
         (["https://example.com/dog.jpg", "--up", 1], "WxH"),
         (["nothing.jpg", "--up", 1], "no such file"),

@@ -46,16 +46,22 @@ class FailuresFile:
         self._rows.seek(0)
         part = Path(self._folder, f".kling-{os.getpid()}-{Path(self._path).name}")
         part.unlink(missing_ok=True)
-        # Mode "x" never follows a link that another program made.
-        with self._rows, part.open("x", encoding="utf-8", errors="replace", newline="") as file:
-            if self._suffix in LINES:
-                file.writelines(self._rows)
-            else:
-                delimiter = "\t" if self._suffix == ".tsv" else ","
-                table = csv.DictWriter(file, self._columns, delimiter=delimiter, lineterminator="\n")
-                table.writeheader()
-                table.writerows(_texts(json.loads(row)) for row in self._rows)
-        part.replace(self._path)
+        try:
+            # Mode "x" never follows a link that another program made.
+            with self._rows, part.open("x", encoding="utf-8", errors="replace", newline="") as file:
+                self._write(file)
+            part.replace(self._path)
+        finally:  # on a full disk
+            part.unlink(missing_ok=True)
+
+    def _write(self, file: IO[str]) -> None:
+        if self._suffix in LINES:
+            file.writelines(self._rows)
+        else:
+            delimiter = "\t" if self._suffix == ".tsv" else ","
+            table = csv.DictWriter(file, self._columns, delimiter=delimiter, lineterminator="\n")
+            table.writeheader()
+            table.writerows(_texts(json.loads(row)) for row in self._rows)
 
     def add(self, job: Job) -> None:
         """Add the row of a job."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
+from kling_expand.cli.batch.failures import FailuresFile
+
 
 def jobs(stdout: str) -> list[dict[str, Any]]:
     """Return the JSON objects of the rows, in the order of the input."""
@@ -95,3 +97,15 @@ def test_a_photo_keeps_its_place_and_a_bad_row_stays_bad(tmp_path: Path) -> None
     ]
     done = Shell()("bulk", left, "--up", 1, "--dry-run", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["good"] == 0
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    """If the file cannot be written at the end, its partial file is removed."""
+    path = tmp_path / "left.csv"
+    failures = FailuresFile(str(path))
+    failures.__enter__()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"left\.csv"):
+        failures.__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == [path]

@@ -175,6 +175,8 @@ def test_a_watermarked_picture_is_named_after_the_plain_one(target: str, ext: st
         "{ext}/{index}",
         "x" * 256 + ".png",
         "{name:300}{ext}",
+        "{task_id:9999999999}{ext}",  # would fill the memory
+        "{name:.256}{ext}",
         "{name:>300}/x-{index}{ext}\0",
     ],
 )

@@ -14,7 +14,7 @@ import click
 from attrs import asdict, evolve, field, fields, frozen
 
 from kling_expand.config import PARALLEL_TASKS, Settings, credentials
-from kling_expand.errors import ConfigurationError
+from kling_expand.errors import ConfigurationError, require
 from kling_expand.geometry import (
     MAX_PASSES,
     Anchor,
@@ -169,10 +169,25 @@ class OutputOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group. Raise click's usage error for a quality without a lossy format."""
+        """Return the group, with ``~`` in the target expanded.
+
+        Raises:
+            UsageError: for a quality without a lossy format.
+            MissingExtra: if an option needs a package that is not installed.
+        """
         if values["quality"] and values["format"] not in {"jpeg", "webp"}:
             raise click.UsageError("--quality requires --format jpeg or webp")
-        return cls(**values)
+        output = cls(**values | {"target": os.path.expanduser(values["target"])})  # noqa: PTH111 - it may be a template
+        if output.full_size or output.check:
+            require("images", "PIL", "numpy")
+        elif output.format or output.metadata:
+            require("images", "PIL")
+        return output
+
+    @property
+    def needs_file(self) -> bool:
+        """Whether the options need the user's own photo as a file."""
+        return self.full_size or self.metadata or self.check
 
     @property
     def form(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from kling_expand.cli.options import (
     EmulatedConnection,
     GeometryOptions,
     OptionGroup,
+    OutputOptions,
     RequestOptions,
     ShapeOptions,
     option,
@@ -218,3 +219,10 @@ def test_the_help_of_a_long_command_has_headings(command: str) -> None:
     assert rest == ["Picture", "Run", "Limits", "Results", "Service", "Other options"]
     listed = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, flags=re.MULTILINE)
     assert len(listed) == len(set(listed)) > 20
+
+
+def test_a_quoted_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures, the journal and the check of the directory use one path."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    values = {name: settings["default"] for name, (_, settings) in OutputOptions.declarations().items()}
+    assert OutputOptions.read(values | {"target": "~/{name}{ext}"}).target == "/home/anna/{name}{ext}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import evolve
 
 from kling_expand.cli.options import OutputOptions
-from kling_expand.errors import InvalidRequest, require
+from kling_expand.errors import InvalidRequest
 from kling_expand.geometry import Ratios
 from kling_expand.jobs.future import ExpandResult
 from kling_expand.models import Dialect, ExpandRequest, resolve_geometry
@@ -62,7 +62,6 @@ async def suspicions(result: ExpandResult, files: tuple[Path, ...], folder: str)
         ImageError: if a picture or the photo cannot be read.
         InvalidRequest: if the photo or its ratios are not known.
     """
-    require("images", "numpy", "PIL")
     return tuple(await _suspicions(result, [(_name(file, folder), file) for file in files]))
 
 

@@ -57,6 +57,8 @@ ROWS_AT_ONCE = 64  # rows that one call to a thread checks
 PICTURE_BYTES = 3 << 20  # approximate size of a result, for the check of free space
 SMALL_SIDE = 512  # pixels: a photo smaller than this on both sides is scaled up by the service
 
+LabelsByNote = dict[tuple[int | None, str], list[str]]  # labels of rows by note, for one line or any
+
 _TURNED = "the photo is rotated by its EXIF data, which the service may ignore; --fit rotates it"
 _SIDEWAYS = "its EXIF data rotates it sideways, so use --fit"
 _ALPHA = "the photo has an alpha channel, which the service may ignore"
@@ -303,11 +305,18 @@ class HasShape(GeometryError):
 
 
 def check(
-    request: ExpandRequest, dialect: Dialect, *, fit: bool = False, passes: int = 1, decode: bool = False
+    request: ExpandRequest,
+    dialect: Dialect,
+    *,
+    fit: bool = False,
+    passes: int = 1,
+    decode: bool = False,
+    needs_file: bool = False,
 ) -> Checked:
     """Check a request before it is sent, by the header of its photo.
 
-    With *decode*, a photo that *fit* would convert is also decoded, because it may be damaged.
+    With *decode*, a photo that *fit* would convert is also decoded, because it may be damaged. With
+    *needs_file*, a photo at a URL is refused.
 
     Raises:
         InvalidRequest: if the dialect cannot express the request, or the geometry does not suit the photo.
@@ -322,6 +331,9 @@ def check(
         if not fit or not os.path.isfile(source):  # noqa: PTH113
             raise _advised(error, source) from None
         return _check_fitted(request, dialect, source, passes, decode=decode)
+    if header is None and needs_file:
+        limit = "must be a file for --full-size, --metadata and --check"
+        raise InvalidRequest("image", repr(source), limit, "download the photo")
     if header is None:  # a URL, which only the service reads
         return Checked(_expansion(request, dialect, None))
     if fit and header.orientation > 1:
@@ -512,8 +524,6 @@ async def find_rows(plan: BulkPlan) -> Manifest:
         InvalidRequest: if the output is neither a directory nor a template, or has another format's suffix.
     """
     _check_target(plan.output.target, plan.output.format)
-    if plan.output.format or plan.output.metadata:
-        require("images", "PIL")
     if plan.fit:
         require("images", "PIL")
     found = await asyncio.to_thread(read_manifest, plan.sources, plan.selection)
@@ -544,8 +554,9 @@ async def check_rows(
     survey = Survey(left_out=listed.found.facts(), shape_in_paths="{shape}" in plan.output.target)
     survey.noun = _noun(plan, listed)
     meter, rows = _Meter(plan, len(listed.found.photos)), listed.rows(plan.defaults)
-    check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=plan.dry_run or plan.strict)
-    labels_by_note, have_shape = dict[str, list[str]](), list[str]()
+    decode, needs_file = plan.dry_run or plan.strict, plan.output.needs_file
+    check_row = partial(_checked, dialect=plan.dialect, fit=plan.fit, decode=decode, needs_file=needs_file)
+    labels_by_note, have_shape = LabelsByNote(), list[str]()
     with meter:
         while chunk := list(islice(rows, ROWS_AT_ONCE)):
             for row, checked, notes in await asyncio.to_thread(list, map(check_row, chunk)):
@@ -566,9 +577,9 @@ async def check_rows(
         survey.left_out[str(LeftOut.HAS_SHAPE)] = len(survey.already_shaped)
         shown, more = ", ".join(have_shape[:SHOWN_LABELS]), max(len(have_shape) - SHOWN_LABELS, 0)
         number = f"{len(have_shape)} left out, because the photo already has the shape"
-        labels_by_note[f"{number}: {shown}{f' and {more} more' if more else ''}"] = []
+        labels_by_note[None, f"{number}: {shown}{f' and {more} more' if more else ''}"] = []
     problems = {problem.message for problem in survey.problems.values()}
-    for note, labels in labels_by_note.items():
+    for (_, note), labels in labels_by_note.items():
         if plan.output.notes or (note in problems and not plan.output.as_json):
             click.echo(clean(_note_line(note, labels)), err=True)
     return survey
@@ -581,15 +592,13 @@ def _noun(plan: BulkPlan, listed: Manifest) -> str:
     return "picture" if plan.defaults.other_geometries else "photo"
 
 
-def _checked(
-    row: Row, *, dialect: Dialect, fit: bool, decode: bool
-) -> tuple[Row, Checked | None, tuple[str, ...]]:
+def _checked(row: Row, *, dialect: Dialect, **options: bool) -> tuple[Row, Checked | None, tuple[str, ...]]:
     """Return the row, the result of its check, and notes. The `error` of a bad row is the reason."""
     if row.request is None:
         return row, None, ()
     warnings = (row.warning,) if row.warning else ()
     try:
-        checked = check(row.request, dialect, fit=fit, passes=row.passes, decode=decode)
+        checked = check(row.request, dialect, passes=row.passes, **options)
     except HasShape as error:
         known = row.several and error.advice != _SIDEWAYS
         text = HAS_SHAPE if known else error.message
@@ -600,18 +609,18 @@ def _checked(
 
 
 def _collect_notes(
-    plan: BulkPlan, survey: Survey, labels_by_note: dict[str, list[str]], row: Row, notes: tuple[str, ...]
+    plan: BulkPlan, survey: Survey, labels_by_note: LabelsByNote, row: Row, notes: tuple[str, ...]
 ) -> None:
     """Keep the notes about a row. If the row is bad, print the reason."""
     if notes:
         survey.notes[row.id] = notes
-    shared = row.several and row.error_type == ImageError.__name__  # all shapes of the photo have the error
-    if row.error is not None and (NO_SHAPE in row.error or (shared and not plan.output.as_json)):
-        labels_by_note.setdefault(row.error, []).append(row.label)  # printed once for all rows that have it
+    if row.error is not None and (NO_SHAPE in row.error or (row.several and not plan.output.as_json)):
+        line = None if NO_SHAPE in row.error else row.line  # printed once for all rows, or for all shapes
+        labels_by_note.setdefault((line, row.error), []).append(row.label)
     elif row.error is not None and not plan.output.as_json:
         click.echo(clean(f"{row.label}: {row.error}"), err=True)
     for note in notes:
-        labels_by_note.setdefault(note, []).append(row.label)
+        labels_by_note.setdefault((None, note), []).append(row.label)
     if plan.output.as_json and plan.dry_run:
         for text in (row.error, *notes):
             if text is not None:

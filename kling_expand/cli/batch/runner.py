@@ -40,6 +40,7 @@ from kling_expand.errors import (
     IPNotAllowed,
     JournalError,
     KlingError,
+    MissingExtra,
     NotFound,
     NotSubmitted,
     PermissionDenied,
@@ -89,6 +90,7 @@ _FATAL_ERRORS: dict[type[KlingError], str] = {
     PermissionDenied: "check the account's permissions in the console",
     IPNotAllowed: "add this machine's address to the account's IP whitelist",
     NotFound: "check KLING_BASE_URL and --dialect",
+    MissingExtra: "install what is missing",
     ConfigurationError: "check KLING_BASE_URL",
 }
 _UNREACHED = "check the network, the proxy and KLING_BASE_URL"

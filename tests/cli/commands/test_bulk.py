@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,36 @@ def test_a_missing_shape_is_reported_once(tmp_path: Path) -> None:
     done = Shell()("bulk", tmp_path, "-o", tmp_path / "out", "--dry-run")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.count("exactly one way to expand is required: --aspect or --for, --size") == 1
+
+
+def test_a_bad_photo_is_reported_once_for_all_its_shapes(tmp_path: Path) -> None:
+    """The shapes that have the same reason are on one line. Each photo has its own line."""
+    rows = "".join(f'{{"image": "https://x.org/{name}.jpg"}}\n' for name in "ab")
+    (tmp_path / "m.jsonl").write_text(rows)
+    shapes = ("--aspect", "16:9", "--aspect", "1:1")
+    done = Shell()("bulk", tmp_path / "m.jsonl", *shapes, "--full-size", "--dry-run")
+    assert [line.partition(": image")[0] for line in done.stderr.splitlines()] == [
+        f"line {number} (https://x.org/{name}.jpg) 16x9, line {number} (https://x.org/{name}.jpg) 1x1"
+        for number, name in enumerate("ab", 1)
+    ]
+
+
+@pytest.mark.parametrize("option", ["--full-size", "--metadata", "--check"])
+def test_a_url_is_refused_where_the_file_is_needed(option: str) -> None:
+    """The pictures of a photo at a URL could be paid for, but not be saved at full size or checked."""
+    done = Shell()("bulk", "https://x.org/a.jpg", "--up", 1, option, "--dry-run")
+    assert (done.exit_code, "image must be a file for --full-size" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["bulk --up 1", "wait", "resume"])
+@pytest.mark.parametrize("option", ["--full-size", "--check"])
+def test_a_missing_extra_ends_a_command_before_anything_is_paid(
+    option: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the extra, and the exit code says that nothing was started."""
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    done = Shell()(*command.split(), "x", option)
+    assert (done.exit_code, "numpy is not installed: pip install" in done.stderr) == (2, True)
 
 
 def test_ctrl_c_lets_a_started_download_finish(tmp_path: Path) -> None:

@@ -400,7 +400,7 @@ class KlingClient:
         that were edited. A save holds no slot, so *save_to* raises the default of *prefetch* by 32.
 
         Raises:
-            InvalidRequest: if an argument is invalid, or an item is not a request.
+            InvalidRequest: if an argument is invalid, or an item is not a request, a mapping or a function.
             ClientClosed: if the client is not open.
         """
         self._require_open()

@@ -170,8 +170,8 @@ class Settings:
     - `read_timeout` limits one query. A create may take `create_timeout` plus the time that its body needs at
       `upload_speed` (bytes per second).
     - `retry_timeout` limits how long one call is retried. Lookups of a lost create do not count.
-    - `max_retry_after` is the longest `Retry-After` that is obeyed. If the service asks for a longer wait,
-      a poll waits this long, and any other call raises its error.
+    - `max_retry_after` is the longest `Retry-After` that is obeyed. If the service asks for a
+      longer wait, a poll waits only `max_retry_after` seconds, and any other call raises the service's error.
     - `poll_timeout` limits how long a task is polled while every read of it fails, and `refusal_timeout`
       while every read of it is refused.
     - `download_timeout` limits the download of one picture with all its retries. An attempt ends after
@@ -214,7 +214,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **given: Unpack[SettingsOptions]) -> Self:
-        """Return settings: each value that is not None in *given*, or that of the environment or the default.
+        """Return settings from *given*. The environment or a default replaces each value that is None.
 
         The variables are ``KLING_BASE_URL`` and ``KLING_CACHE_DIR``. *environ* replaces `os.environ`.
 

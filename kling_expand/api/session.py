@@ -626,8 +626,8 @@ async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
 def is_cancelled() -> bool:
     """Return whether the current asyncio task is being cancelled.
 
-    Otherwise a `CancelledError` comes from the caller's code, which awaited another task that was cancelled.
-    It is then a failure like any other.
+    If it is not, a `CancelledError` comes from the caller's code, which awaited another task that was
+    cancelled. It is then a failure like any other.
     """
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

@@ -407,7 +407,7 @@ class GeometryOptions(OptionGroup):
     def require_one_way(self, aspect: str) -> None:
         """Raise click's usage error unless exactly one way is given.
 
-        *aspect* is the message's name for the options that set aspect ratios.
+        *aspect* is how the message names the options that set aspect ratios.
         """
         ways = {"side" if way in SIDES else way for way in self.ways}
         if len(ways) != 1:

@@ -152,7 +152,7 @@ class Stream:
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Replace stdout and stderr by streams that can fail without a traceback.
+    """Replace stdout and stderr with streams that can fail without a traceback.
 
     After a closed pipe, a closed terminal or a full disk, the command ends when it prints its next result. A
     failure of stderr does not end a command.

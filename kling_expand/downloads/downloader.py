@@ -126,7 +126,7 @@ class Downloads:
 
         Raises:
             InvalidRequest: if the task has not succeeded, or *target* is invalid. Nothing was
-                downloaded, except if a picture has another format than the suffix of *target*.
+                downloaded, unless the suffix of *target* does not match a picture's format.
             MissingExtra: if a conversion needs Pillow.
             ResultExpired: if the service no longer has a picture.
             DownloadError: if a picture could not be downloaded or written.

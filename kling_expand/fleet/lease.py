@@ -65,7 +65,7 @@ class QueuedJob:
 class Heartbeat(NamedTuple):
     """The result of a heartbeat.
 
-    `idle` are the ids of jobs that the database assigns to this worker but that it is not running. `due` says
+    `idle` are the ids of jobs that this worker holds in the database but is not running. `due` says
     whether jobs are waiting to be followed or saved. `runs_alone` says whether jobs that must run alone are
     waiting for this worker. `orphans` are tasks that count against the account's limit although their run has
     no worker. Each is a pair of external id and task id.
@@ -121,8 +121,8 @@ class Lease:
     async def beat(self, running: Collection[int] = (), lost: Collection[int] = ()) -> Heartbeat:
         """Send a heartbeat, and requeue the jobs of workers whose leases have ended.
 
-        If the response to a committed `take` was lost with its connection, the database assigns jobs to this
-        worker that are not in *running*. Such jobs are idle. Jobs that were already idle at the last
+        If the response to a committed `take` was lost with its connection, this worker holds jobs in the
+        database that are not in *running*. Such jobs are idle. Jobs that were already idle at the last
         heartbeat (*lost*) are requeued too.
 
         Raises:

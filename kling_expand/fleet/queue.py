@@ -260,8 +260,7 @@ class Fleet:
         Workers of the older version stop with an error at their next heartbeat.
 
         Raises:
-            JournalError: if the database is unreachable, refuses the script, or has tables of a newer
-                version.
+            JournalError: if the database is unreachable or refuses a statement, or its tables are newer.
         """
 
         async def create_queue(connection: Connection) -> None:

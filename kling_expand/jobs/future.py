@@ -251,7 +251,7 @@ class ExpandResult(Serializable):
             ResultExpired: if the service no longer keeps a picture; submit the job again with ``fresh=True``.
             DownloadError: if a picture could not be fetched or written.
             DeadlineExceeded: if the deadline passes. The result can be saved again.
-            InvalidRequest: if an argument is wrong, or *full_size* or *metadata* needs a photo at a URL.
+            InvalidRequest: if an argument is wrong, or *full_size* or *metadata* is set for a photo at a URL.
             PictureMismatch: if the photo was not found in a picture. The service's picture is still saved.
             MissingExtra: if the extra `images` is not installed.
             ClientClosed: if the client was closed.

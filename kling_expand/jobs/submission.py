@@ -27,13 +27,14 @@ found      the task existed before this attempt sent anything
 =========  ==================================================  ==========================================
 
 `AttemptState.may_cost` says whether this attempt may have spent money. Everything else follows from it. While
-an attempt may have spent money, its units stay reserved, its slots stay taken, the job cannot be cancelled,
-and a cancelled or late job ends with `SubmissionUnknown`. Otherwise the units and slots are released, and the
-job ends with `NotSubmitted` or `DeadlineExceeded`.
+an attempt may have spent money, its units stay reserved, its slots stay taken, and `cancel` has no effect. If
+the client is closed or the deadline passes meanwhile, the job ends with `SubmissionUnknown`. If no money can
+have been spent, the units and slots are released, and a cancelled or late job ends with `NotSubmitted` or
+`DeadlineExceeded`.
 
-A task whose create had no usable response is looked up until it is found or can no longer appear. It can
-appear for the sum of `create_timeout`, the time that its body needs at `upload_speed`, and `APPEAR_TIMEOUT`
-after the last create, even if an earlier run sent that create. After that, the same id is sent again on a new
+A task whose create had no usable response is looked up until it is found or can no longer appear. After the
+last create, even one that an earlier run sent, the task can still appear for `create_timeout`, plus the time
+that the body needs at `upload_speed`, plus `APPEAR_TIMEOUT`. After that, the same id is sent again on a new
 connection.
 """
 

@@ -2,7 +2,7 @@
 
 A worker that records an intent owns the job from then on, and only the owner may send it. A fleet's worker
 also needs a lease, which ends if it sends no heartbeats. So a worker that was presumed dead and comes back
-learns that it no longer owns the job before its create is sent, not after.
+learns before its create is sent, not after, that it no longer owns the job.
 """
 
 import asyncio

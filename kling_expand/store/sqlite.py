@@ -252,7 +252,7 @@ class SQLiteStore(JobStore):
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create. They are exact unless the system has been restarted."""
+        """Return the seconds since the last create. They are exact with a boot clock and no restart since."""
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age
@@ -392,7 +392,7 @@ def name_run(path: str, run: str, db: Connection) -> str:
 
 
 def name_account(path: str, account: str, db: Connection) -> str:
-    """Return the account of the jobs in the file, and set it as long as no job was sent."""
+    """Return the account of the jobs in the file. Store *account* if none is known or no job was sent."""
     row = db.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()
     known: str = row[0] if row else ""
     if account in {"", known}:

@@ -36,7 +36,7 @@ def match_colors(painted: Pixels, canvas: Canvas) -> Pixels:
 
 
 def smooth_seam(painted: Pixels, canvas: Canvas) -> Pixels:
-    """Replace each row along the seam by the mean of its neighbors, because the search leaves dark rows."""
+    """Replace each row along the seam with the mean of its neighbors, because the search leaves dark rows."""
     left, top, right, bottom = canvas.box
     smoothed = painted.astype(np.uint16)
     columns, rows_as_columns = smoothed[:, left:right], smoothed.transpose(1, 0, 2)[:, top:bottom]

@@ -447,7 +447,7 @@ class KlingClient:
             if known is None or not is_resumable(known) or self._jobs.follows(known):
                 continue
             if _is_pass(known):
-                text = "job %s is one of several passes: call `expand` again, or `resume_passes`"
+                text = "job %s is left out, as one of several passes: call `expand` again, or `resume_passes`"
                 logger.warning(text, known.external_task_id)
             else:
                 yield self._resume(known, deadline_at)
@@ -783,7 +783,7 @@ def log_running(client: KlingClient, running: Sequence[TaskFuture]) -> None:
     elif running:
         ids = ", ".join(future.any_id for future in running[:LOGGED_IDS])
         tasks = "1 task continues" if len(running) == 1 else f"{len(running)} tasks continue"
-        logger.warning("the client was closed while %s at the service: %s", tasks, ids)
+        logger.warning("the client was closed; %s at the service: %s", tasks, ids)
 
 
 def _request(

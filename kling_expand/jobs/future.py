@@ -1017,7 +1017,7 @@ class TaskFuture:
         if record.done() or (record.task is None and not (record.job and record.job.sent)):
             return
         note = (
-            "a wait was cancelled while its task continues at the service: "
+            "a wait was cancelled, but its task continues at the service: "
             f"task_id={record.task_id}, external_task_id={record.external_task_id}"
         )
         error.add_note(note)

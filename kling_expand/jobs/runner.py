@@ -819,7 +819,7 @@ def _is_replaced(known: JobRecord, request: ExpandRequest) -> bool:
         return False
     if known.task_id is None and not known.may_exist:
         return True
-    task = f"task {known.task_id}" if known.task_id else "a task that may exist"
+    task = f"task {known.task_id}" if known.task_id else "its task may exist"
     raise other_task(
         f"external_task_id must be {known.external_task_id}, under which the journal has this job ({task}), "
         f"got {given}; omit it to continue that job, or give another key, or fresh=True",

@@ -361,7 +361,7 @@ class Submitter:
                 return found
             pause = retry.wait(None)
             if pause is None:
-                raise attempt.unknown(f"{error.message}, but no task with this id is found") from None
+                raise attempt.unknown(f"{error.message}, but no task with this id was found") from None
             await self._pause(attempt, pause, create.deadline_at, error.message)
 
     # ------------------------------------------------------------------ lookups

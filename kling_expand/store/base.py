@@ -15,7 +15,7 @@ failed     the task failed
 Any other report is late and changes nothing, so reports may arrive in any order. A task that appears after a
 refusal disproves it. If the table lists a state as its own next state, a repeated report updates the record,
 for example with fresh URLs or other files. After ``failed``, the next intent is a new attempt with a new id.
-No other state leads to a new attempt.
+From another state only `record_intent` with `after` leads to a new attempt.
 """
 
 import asyncio

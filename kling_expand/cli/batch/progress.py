@@ -22,6 +22,7 @@ from kling_expand.cli.terminal import (
     plural,
     print_path,
     redirect_warnings,
+    shell_words,
     show,
     span,
 )
@@ -30,10 +31,12 @@ from kling_expand.errors import (
     KlingError,
     ParallelLimit,
     SubmissionUnknown,
+    TaskNotFound,
     TransportError,
 )
 from kling_expand.events import CALLS, Event, EventKind, Stats
 from kling_expand.jobs.future import TaskFuture
+from kling_expand.jobs.poller import NOT_FOUND_TIMEOUT
 from kling_expand.models import ExpandRequest, Status, Task
 
 from .manifest import Problem
@@ -109,6 +112,12 @@ class Job:
         return self.future.any_id if error is None or isinstance(error, SubmissionUnknown) else None
 
     @property
+    def finished(self) -> bool:
+        """Whether the task has ended."""
+        task = self.future.task if self.future else None
+        return task is not None and task.status.final
+
+    @property
     def watermark_files(self) -> tuple[Path, ...]:
         """The paths of the copies with a watermark, if they were requested."""
         task = self.future.task if self.future else None
@@ -142,7 +151,7 @@ class Job:
     def reason(self) -> Problem | None:
         """The reason why the job has no pictures, or None."""
         if self.error is not None:
-            return Problem(type(self.error).__name__, self.error.message)
+            return Problem(type(self.error).__name__, shell_words(self.error.message))
         return self.problem
 
 
@@ -444,9 +453,12 @@ class ProgressDisplay:
             return None
         route, trouble = found
         settings = self._settings
-        limit = settings.poll_timeout if route == EventKind.READ else settings.retry_timeout
-        # A host that has never responded may be the wrong one, so calls to it are not retried for long.
-        limit = limit if self._progress.answered else settings.connect_timeout
+        if not self._progress.answered:  # the host may be wrong, so calls to it are not retried for long
+            limit = settings.connect_timeout
+        elif isinstance(trouble.error, TaskNotFound):
+            limit = NOT_FOUND_TIMEOUT
+        else:
+            limit = settings.poll_timeout if route == EventKind.READ else settings.retry_timeout
         return describe_trouble(route, trouble, urlsplit(settings.base_url).netloc, limit, self._clock())
 
     # ------------------------------------------------------------------ the live screen

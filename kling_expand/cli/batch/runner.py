@@ -729,7 +729,8 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     )  # `wait` omits later passes
     words = f"resume {quote(plan.journal)}" if resumes_journal else "wait"
     resume = connection.resume_command(words, plan.output.target)
-    words = _open_tasks(len(open_jobs), emulated=not resume)
+    finished = sum(job.finished for job in open_jobs.values())
+    words = _open_tasks(len(open_jobs) - finished, finished, emulated=not resume)
     click.echo(f"{words}:" if resume else words, err=True)
     if not resume:
         return
@@ -742,11 +743,14 @@ def _report_open(jobs: Iterable[Job], plan: Plan) -> None:
     )
 
 
-def _open_tasks(count: int, *, emulated: bool) -> str:
-    tasks = plural(count, "task")
+def _open_tasks(running: int, finished: int = 0, *, emulated: bool) -> str:
+    """Return how many tasks are running, and how many are *finished* but not saved."""
     if emulated:
-        return f"{tasks} stopped with the local emulator; nothing is billed"
-    return f"{tasks} {'continues' if count == 1 else 'continue'} at the service, which cannot cancel tasks"
+        return f"{plural(running + finished, 'task')} stopped with the local emulator; nothing is billed"
+    unsaved = f"{plural(finished, 'finished task')} {'is' if finished == 1 else 'are'} not saved"
+    verb = "continues" if running == 1 else "continue"
+    rest = f"{plural(running, 'task')} {verb} at the service, which cannot cancel tasks"
+    return ", and ".join([*([unsaved] if finished else []), *([rest] if running else [])])
 
 
 async def _summarize(

@@ -14,7 +14,14 @@ from support.shell import CHELSEA, COFFEE, shell
 
 from kling_expand.cli.batch.progress import KEPT_FAILURES, Job, Progress, ProgressDisplay
 from kling_expand.emulator.faults.plan import Fault
-from kling_expand.errors import KlingError, ParallelLimit, RateLimited, ServerError, TransportError
+from kling_expand.errors import (
+    KlingError,
+    ParallelLimit,
+    RateLimited,
+    ServerError,
+    TaskNotFound,
+    TransportError,
+)
 from kling_expand.events import Event, EventKind, Quantiles
 from kling_expand.events import StatsCollector as Counts
 
@@ -244,6 +251,10 @@ def test_trouble_is_shown_with_its_cause_and_time_limit() -> None:
         (unreachable(ConnectionResetError()), "(connection reset)"),
         (ServerError("busy\x1b[2J", code=5001, status=503), r"api-singapore.klingai.com: busy\x1b[2J"),
         (RateLimited("slow down", code=1302, status=429, retry_after=30.0), "(1302), calling again in 29 s"),
+        (
+            TaskNotFound("no such task", code=1201, status=400),
+            "no such task (code=1201, status=400), giving up in 28 s",
+        ),
     ],
 )
 def test_each_kind_of_trouble_has_its_own_text(error: KlingError, text: str) -> None:

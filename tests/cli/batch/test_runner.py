@@ -142,7 +142,9 @@ async def test_paid_tasks_without_a_file_are_listed_at_the_end(
     out, err = capsys.readouterr()
     paid = next(row for row in rows(out) if row["units"])
     assert (code, paid["files"]) == (FAILED, [])
-    assert "1 task continues at the service" in err
+    assert "1 finished task is not saved:" in err.splitlines()
+    assert "continues at the service" not in err
+    assert "use --fresh" in paid["error"]["message"]
     assert err.splitlines()[-1] == f"resume with: kling-expand wait -o {tmp_path} {paid['task_id']}"
 
 

@@ -286,9 +286,13 @@ class RateLimited(APIError):
 
 
 class ParallelLimit(APIError):
-    """A create beyond the account's limit on parallel tasks. Another task must end first."""
+    """A create beyond the account's limit on parallel tasks. Another task must end first.
+
+    `alone` is the number of pictures in the create if this client had no other task running, and otherwise 0.
+    """
 
     retryable: bool = True
+    alone: int = 0
 
 
 class IPNotAllowed(APIError):

@@ -5,6 +5,7 @@ level       logger                 one line for
 ==========  =====================  ==================================================================
 INFO        `kling_expand.jobs`    each end of a job
 INFO        `kling_expand.calls`   each create that waits for a free slot after a 1303
+WARNING     `kling_expand.calls`   each 1303 for several pictures while no other task runs
 WARNING     `kling_expand.calls`   each other retry, and each pause of a route after a 1302
 DEBUG       `kling_expand.calls`   each request, without its body
 ==========  =====================  ==================================================================
@@ -235,6 +236,7 @@ def _quantiles(values: deque[float]) -> Quantiles:
 
 
 _FULL = "full"  # the kind of line about a create for which no slot was free
+_NO_ROOM = "no room"  # the same, although the client had no other task running
 
 
 class EventLog:
@@ -303,7 +305,7 @@ def _line_kind(event: Event) -> str | None:
     if event.kind in {EventKind.ENDED, EventKind.FAILED}:
         return str(event.kind)
     if event.kind is EventKind.RETRY and isinstance(event.error, ParallelLimit):
-        return _FULL
+        return _NO_ROOM if event.error.alone else _FULL
     # The retry after a 1302 has no separate line, as the pause before it has one.
     if event.kind is EventKind.PAUSE or (
         event.kind is EventKind.RETRY and not isinstance(event.error, RateLimited)
@@ -346,6 +348,10 @@ def _retry_text(event: Event) -> str:
         return f"{event.route} for {_name(event)}: a task with this id already exists and is looked up"
     if isinstance(event.error, ParallelLimit):
         next_step = "retrying when a slot is free"
+        if n := event.error.alone:
+            next_step = (
+                f"retrying later, as {n} pictures found no room although this client ran no other task"
+            )
     elif event.wait is None:
         next_step = "looking up its id" if event.route == EventKind.CREATE else "waiting for the next list"
     else:

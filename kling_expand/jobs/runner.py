@@ -665,7 +665,8 @@ class JobRunner:
                 task = await self._submitter.create(create)
             except ParallelLimit as error:
                 job.held = 0
-                self._slots.refused(job.n, epoch)
+                if self._slots.refused(job.n, epoch):
+                    error.alone = job.n
                 refused = Event(EventKind.RETRY, job.record.external_task_id, error=error)
                 self._emit(refused._replace(number=job.record.number, route=EventKind.CREATE, attempt=tries))
             else:

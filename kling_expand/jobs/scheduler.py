@@ -135,7 +135,8 @@ class Slots(WeightedSemaphore):
     | 1303                                   | the number in progress | after a pause, or 60 ended tasks  |
     | 1303 again, nothing accepted since     | three quarters of that | after a pause, or 60 ended tasks  |
     | the pause is over, or 60 tasks ended   | room for one more task | when that task is accepted        |
-    | the last of our tasks ended            | room for one task      | when that task is accepted        |
+    | a task of n > 1 pictures, tried alone  | n once it is accepted  | when that task is accepted        |
+    | 1303 for that task                     | at most n - 1          | unchanged                         |
     | a running task is attached             | ≥ number in progress   | unchanged                         |
 
     The capacity grows only while a job waits, so after the first refusal a probe costs one create. After a
@@ -143,6 +144,11 @@ class Slots(WeightedSemaphore):
     with each refusal at about the same number of running pictures, up to 300 s, and returns to 2 s once that
     number has clearly changed. So slots that another program held are found within about as long as it held
     them, and within 300 s at most, even if none of our tasks ends.
+
+    A job for which too few slots are free blocks the jobs behind it until it fits, or until nothing else is
+    in progress and it is tried alone. If it is refused even then, other programs hold the slots, or the
+    account never has that many. So smaller jobs pass it for 2 s, and after each further refusal for twice as
+    long, up to 300 s. It is then tried alone again.
 
     A caller acquires slots and sends the create. If it succeeds, the caller calls `accepted` and later
     `ended`. After a 1303 the caller calls `refused` with the epoch that `acquire` returned. If, for any other
@@ -171,26 +177,44 @@ class Slots(WeightedSemaphore):
         self._level = 0  # running pictures when the pause was last reset
         self._open_at = -inf  # no create is sent before this time
         self._probe_at = -inf  # the pause before the next probe ends at this time
+        self._aside: list[tuple[int, Flow, asyncio.Future[int], int]] = []  # waiters that smaller ones pass
+        self._aside_size: float = inf  # the number that was last refused although nothing else was held
+        self._aside_until = -inf  # waiters for that number or more are set aside until this time
+        self._aside_pause = FIRST_PROBE_PAUSE
+        self._wake_at = inf  # when waiters may be served although nothing ends
         self._timer: asyncio.TimerHandle | None = None
 
     def accepted(self, n: int) -> None:
         """Record that the service runs a task of *n* acquired pictures."""
         self._unanswered -= n
         self._accepted = True
+        if n == self.held > self.capacity:
+            self._probe_at = -inf  # it was tried alone, and more may be free
+        if n >= self._aside_size or (self._unanswered <= 0 and self._probe_at == -inf):
+            self._aside_size, self._aside_pause = inf, FIRST_PROBE_PAUSE  # the account has more room now
         self._run(n)
         self._serve()
 
-    def refused(self, n: int, epoch: int) -> None:
-        """Release *n* slots that the service refused with a 1303. *epoch* is what `acquire` returned."""
+    def refused(self, n: int, epoch: int) -> bool:
+        """Release *n* slots that the service refused with a 1303. *epoch* is what `acquire` returned.
+
+        Return whether smaller tasks go first for a while, because nothing else was held.
+        """
         now = asyncio.get_running_loop().time()
         self._open_at = now + REFUSAL_PAUSE
-        if epoch == self.epoch:  # otherwise the create was sent before the capacity fell
+        current = epoch == self.epoch  # otherwise the create was sent before the capacity fell
+        alone = current and 1 < n == self.held
+        if current:
             self.epoch += 1
+        if alone:
+            self._set_aside(n)
+        elif current:
             self._shrink()
             self._ended = self._unanswered = 0
             self._lengthen_pause(n)
             self._probe_at = now + self._pause
         self.release(n)
+        return alone
 
     def ended(self, n: int) -> None:
         """Release the *n* slots of a task that has ended at the service."""
@@ -214,6 +238,13 @@ class Slots(WeightedSemaphore):
         self.capacity = min(self.running - reduction, self.limit)
         self._accepted = False
 
+    def _set_aside(self, n: int) -> None:
+        """Let smaller waiters pass those for *n* or more for a while, as fewer slots may be free."""
+        self._aside_size = n
+        self._aside_until = asyncio.get_running_loop().time() + self._aside_pause
+        self._aside_pause = min(2 * self._aside_pause, self.longest_probe_pause)
+        self.capacity = self._unanswered = min(self.capacity, n - 1)
+
     def _lengthen_pause(self, n: int) -> None:
         """Double the pause, or reset it if the number of running pictures has clearly changed."""
         if abs(self.running - self._level) <= max(n, self._level * self.level_tolerance):
@@ -225,17 +256,18 @@ class Slots(WeightedSemaphore):
         """Return whether *n* more may be held now. Raise the capacity if it is due to grow."""
         now = asyncio.get_running_loop().time()
         if now < self._open_at:
-            self._serve_at(self._open_at)
+            self._wake_at = self._open_at
             return False
         if self.held + n <= self.capacity:
             return True
-        if self.held and self.held + n > self.limit:
+        if not self.held and n > 1:
+            self._unanswered = n  # it is tried alone, and the capacity rises if it is accepted
+            return True
+        pending = min(self._unanswered, self.held - self.running) > 0  # creates within the capacity
+        if pending or self.held + n > self.limit or n >= self._aside_size:
             return False
-        if min(self._unanswered, self.held - self.running) > 0:
-            return False  # creates within the capacity have no response yet
-        last_ended = self._ended and not self.held  # its slots are free, but may be fewer than *n*
-        if now < self._probe_at and self._ended < self.tasks_per_probe and not last_ended:
-            self._serve_at(self._probe_at)
+        if now < self._probe_at and self._ended < self.tasks_per_probe:
+            self._wake_at = self._probe_at
             return False
         self._grow(n)
         return True
@@ -249,11 +281,26 @@ class Slots(WeightedSemaphore):
         self._probe_at = -inf  # the next growth follows once these run
 
     def _serve(self) -> None:
+        self._wake_at = inf
         super()._serve()
         if self._head() is None:  # slots are free, and must be in use before the capacity grows
             self._unanswered = self.capacity - self.running
-
-    def _serve_at(self, when: float) -> None:
+        if self._aside:
+            self._wake_at = min(self._wake_at, self._aside_until)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._serve)
+        if self._wake_at < inf:
+            self._timer = asyncio.get_running_loop().call_at(self._wake_at, self._serve)
+
+    def _head(self) -> tuple[Flow, int, _Waiters] | None:
+        """Return the next waiter as the base class does, but skip those that are set aside."""
+        passing = asyncio.get_running_loop().time() < self._aside_until
+        while not passing and self._aside:
+            rank, flow, waiter, n = self._aside.pop()
+            waiters = self._waiters(flow, rank)
+            waiters[waiter] = n
+            waiters.move_to_end(waiter, last=False)
+        while (head := super()._head()) and passing and head[1] >= self._aside_size:
+            flow, _, waiters = head
+            self._aside.append((self._heap[0][0], flow, *waiters.popitem(last=False)))
+        return head

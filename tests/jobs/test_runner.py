@@ -931,6 +931,21 @@ async def test_many_waiting_jobs_send_few_creates() -> None:
 
 
 @virtual_time
+async def test_a_job_without_room_is_passed_by_smaller_ones_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A job of more pictures than the account allows stops no smaller job, and a warning names it."""
+    async with emulated(slots=4, work_seconds=20) as (_, kling):
+        large = kling.submit(PHOTO, WIDER, n=6)
+        await asyncio.gather(*(kling.expand(PHOTO, Ratios(right=each / 10)) for each in range(1, 9)))
+        await asyncio.sleep(2)  # it is tried alone once more
+        assert large.cancel()
+    warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert f"job {large.record.number} (" in warnings[0]
+    assert "6 pictures found no room although this client ran no other task" in warnings[0]
+
+
+@virtual_time
 async def test_a_create_is_retried_while_others_hold_the_slots() -> None:
     """While other programs hold all slots, a create is retried later and succeeds once."""
     async with emulated(slots=3, work_seconds=100) as (emulator, kling):

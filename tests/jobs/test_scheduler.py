@@ -361,6 +361,46 @@ async def test_a_task_larger_than_the_estimate_is_tried() -> None:
 
 
 @virtual_time
+async def test_a_job_larger_than_the_account_does_not_stop_smaller_ones() -> None:
+    """Smaller jobs use nearly all slots while a job finds no room. It runs soon after there is room."""
+    account, loop = Account(Slots(9), 4), asyncio.get_running_loop()
+    large = asyncio.create_task(account.job(20, 6))
+    await asyncio.gather(*(account.job(20) for _ in range(100)))
+    assert loop.time() <= 1.15 * oracle([0.0] * 4, 100, 20)
+    assert account.refusals <= 25
+    account.limit, began = 9, loop.time()
+    await large
+    assert loop.time() - began <= LONGEST_PROBE_PAUSE + 20
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    limit=st.integers(1, 8),
+    gone=st.sets(st.integers(0, 29), max_size=5),
+)
+@settings(max_examples=30)
+def test_every_job_that_the_account_has_room_for_ends(sizes: list[int], limit: int, gone: set[int]) -> None:
+    """Jobs that fit end in bounded time, whatever larger ones wait or are cancelled."""
+
+    async def main() -> None:
+        account, loop = Account(Slots(9), limit), asyncio.get_running_loop()
+        jobs = [asyncio.create_task(account.job(20, n)) for n in sizes]
+        fits = [job for job, n in zip(jobs, sizes, strict=True) if n <= limit]
+        await asyncio.sleep(100)
+        for index in gone:
+            if index < len(jobs) and sizes[index] > limit:
+                jobs[index].cancel()
+        await asyncio.gather(*fits)
+        assert loop.time() <= 120 + 60 * len(sizes)
+        account.limit, began = 9, loop.time()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        assert loop.time() - began <= LONGEST_PROBE_PAUSE + 30 * len(sizes)
+        assert account.slots.held == 0
+
+    run(main())
+
+
+@virtual_time
 async def test_uncertain_creates_do_not_end_the_search() -> None:
     """The capacity grows to the limit although some creates hold slots and never get a response."""
     account = Account(Slots(64), 64)

@@ -33,6 +33,8 @@ _CAUSES = {
 def describe_trouble(route: str, trouble: Trouble, host: str, limit: float, now: float) -> str:
     """Return why calls of *route* fail, and how long they are retried: *limit* seconds from the first."""
     error = trouble.error
+    if isinstance(error, ParallelLimit) and error.alone:
+        return f"the account has no room for {error.alone} pictures at once (1303), trying again"
     if isinstance(error, ParallelLimit):
         return "the account has reached its limit on parallel tasks (1303), waiting until one ends"
     if isinstance(error, RateLimited):

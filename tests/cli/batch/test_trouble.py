@@ -6,6 +6,13 @@ from kling_expand.cli.batch.trouble import DOWNLOAD, Trouble, describe_trouble, 
 from kling_expand.errors import DownloadError, KlingError, ParallelLimit, RateLimited, TransportError
 
 
+def without_room(n: int) -> ParallelLimit:
+    """Return the refusal of *n* pictures although no other task was running."""
+    error = ParallelLimit("full")
+    error.alone = n
+    return error
+
+
 def description(error: KlingError, route: str = "create", wait: float | None = None) -> str:
     """Return the text 20 s after the first failure and 1 s after the last, with a limit of 120 s."""
     return describe_trouble(route, Trouble(error, 100.0, 119.0, wait), "host", 120.0, 120.0)
@@ -30,6 +37,11 @@ def description(error: KlingError, route: str = "create", wait: float | None = N
             ParallelLimit("full"),
             "create",
             "the account has reached its limit on parallel tasks (1303), waiting until one ends",
+        ),
+        (
+            without_room(6),
+            "create",
+            "the account has no room for 6 pictures at once (1303), trying again",
         ),
     ],
 )

@@ -243,21 +243,37 @@ class LimitOptions(OptionGroup):
     )
 
 
+def exists(place: str) -> bool:
+    """Return whether there is a file or a directory at *place*.
+
+    Raises:
+        NothingDone: if its directory cannot be searched.
+    """
+    try:
+        os.stat(place)  # noqa: PTH116 - pathlib normalizes names
+    except PermissionError as error:
+        raise NothingDone(f"{place}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError):  # the name is too long, or contains NUL
+        return False
+    return True
+
+
 def find_journal(place: str) -> str:
     """Return the path of the journal at *place*: the file itself, or the newest journal in a directory.
 
     Raises:
-        NothingDone: if there is no journal.
+        NothingDone: if there is no journal, or it cannot be read.
     """
     path = Path(place)
-    if os.path.isdir(place):  # noqa: PTH112 - `Path.is_dir` raises for a directory that cannot be searched
-        found = sorted(path.glob(".kling-expand*.db"), key=lambda each: each.stat().st_mtime)
+    if exists(place) and path.is_dir():
+        journals = [each for each in path.glob(".kling-expand*.db") if exists(str(each))]
+        found = sorted(journals, key=lambda each: each.stat().st_mtime)
         if not found:
             others = ", ".join(sorted(str(each) for each in path.glob("*.db")))
             advice = f"; to use the journal of a program, name its file: {others}" if others else ""
             raise NothingDone(f"{place}: no command has kept a journal in this directory{advice}")
         return str(found[-1])
-    if not os.path.isfile(place):  # noqa: PTH113 - the same
+    if not os.path.isfile(place):  # noqa: PTH113 - `Path.is_file` raises for a name that is too long
         raise NothingDone(f"{place}: no such journal")
     return place
 

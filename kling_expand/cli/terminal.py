@@ -71,7 +71,9 @@ class Commands(click.Group):
                 error.show()
                 code = error.exit_code
             except OSError as error:
-                if not isinstance(error, BrokenPipeError):  # which is normal, for example with `| head`
+                if error.filename is not None:  # not stdout, which has no name
+                    click.echo(clean(f"Error: {error.filename}: {error.strerror}"), err=True)
+                elif not isinstance(error, BrokenPipeError):  # which is normal, for example with `| head`
                     click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
                 code = FAILED
         sys.exit(code or 0)

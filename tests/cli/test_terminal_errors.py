@@ -40,6 +40,18 @@ def test_an_error_of_the_package_is_one_line(error: KlingError, code: int) -> No
     assert outcome(error) == (code, f"Error: {error}\n")
 
 
+def test_a_file_is_named_if_it_causes_an_error() -> None:
+    """An unexpected error of a file names the file. Any other error of a stream is blamed on the output."""
+    assert outcome(PermissionError(13, "Permission denied", "a\x1b")) == (
+        1,
+        "Error: a\\x1b: Permission denied\n",
+    )
+    assert outcome(OSError(28, "No space left")) == (
+        1,
+        "Error: the output cannot be written: No space left\n",
+    )
+
+
 def test_ctrl_c_always_exits_with_130() -> None:
     """After Ctrl-C, the exit code is 130 and there is no message, even outside an event loop."""
     assert outcome(KeyboardInterrupt()) == (130, "")

@@ -540,7 +540,11 @@ async def find_rows(plan: BulkPlan) -> Manifest:
 
 
 def _journals_in(folders: set[str]) -> set[str]:
-    return {str(path) for folder in folders for path in Path(folder).glob(f"{JOURNAL_PREFIX}*.db")}
+    found = set[str]()
+    for folder in folders:
+        with suppress(PermissionError):  # no photo in it can be read, and no result can be written to it
+            found.update(map(str, Path(folder).glob(f"{JOURNAL_PREFIX}*.db")))
+    return found
 
 
 async def check_rows(

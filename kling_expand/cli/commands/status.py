@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field
 
-from kling_expand.cli.options import Connection, JSONOption, find_journal, options
+from kling_expand.cli.options import Connection, JSONOption, exists, find_journal, options
 from kling_expand.cli.terminal import FAILED, clean, leave, money, plural, show, span, task_facts
 from kling_expand.errors import KlingError
 from kling_expand.models import Status, Task
@@ -37,7 +37,7 @@ def status(ids: tuple[str, ...], *, connection: Connection, output: JSONOption) 
 
     Exit code 1 if a task failed or could not be read.
     """
-    if len(ids) == 1 and os.path.exists(ids[0]):  # noqa: PTH110 - `Path.exists` raises for a name that is too long
+    if len(ids) == 1 and exists(ids[0]):
         run = asyncio.run(_read_run(find_journal(ids[0])))
         show(run.facts()) if output.as_json else click.echo("\n".join(map(clean, run.lines())))
         return

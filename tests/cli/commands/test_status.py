@@ -126,6 +126,28 @@ def test_a_path_without_a_journal_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("bulk", COFFEE, "--up", 1, "-o", "closed/out"),
+        ("status", "closed/out"),
+        ("resume", "closed/run.db"),
+        ("report", "closed/run.db"),
+    ],
+)
+def test_a_directory_that_cannot_be_searched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[object, ...]
+) -> None:
+    """A path in a directory without search permission has exit code 2 and is named."""
+    monkeypatch.chdir(tmp_path)
+    Path("closed").mkdir(mode=0)
+    if os.access("closed", os.X_OK):
+        pytest.skip("root can search every directory")
+    done = Shell()(*command, KLING_API_KEY="none")
+    assert (done.exit_code, str(command[-1]) in done.stderr) == (2, True)
+    assert "Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize(
     "command", [("status",), ("report",), ("bulk", "photo.jpg", "--right", 1, "--journal")]
 )
 def test_messages_name_the_journal_and_not_its_copy(command: tuple[object, ...], tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class TaskFuture(BlockingProxy[future.TaskFuture], concurrent.futures.Future[Exp
     """A future for one task.
 
     `result` waits until the task has ended. A ``for`` loop over the future yields snapshots of the task.
-    After `cancel`, the future raises `NotSubmitted`.
+    If `cancel` returns True, the future raises `NotSubmitted`.
 
     It is a `concurrent.futures.Future`, so `concurrent.futures.wait`, `as_completed` and
     `asyncio.wrap_future` accept it. Only clients create it, from the asynchronous future *inner* and their

@@ -390,8 +390,8 @@ class KlingClient:
         with an error. After *max_failures* failures, jobs that were not sent are cancelled and no further
         request is read. *deadline*, *priority* and *fresh* apply to each job, as in `submit`.
 
-        Each item is a request, a mapping of its fields, or a function that returns it. An error in an item
-        becomes its outcome. An error in *requests* itself is raised after all earlier outcomes.
+        An item is an `ExpandRequest`, a mapping of its fields, or a function that returns an `ExpandRequest`.
+        An error in an item becomes its outcome. An error in *requests* is raised after all earlier outcomes.
 
         *save_to* is a target as in `ExpandResult.save`, or a function that returns one for a request. It is
         checked before the job is sent. The pictures are saved before their outcome is yielded, and its

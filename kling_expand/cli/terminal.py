@@ -2,13 +2,13 @@
 
 Control characters in text from outside, such as file names, are escaped. No failure prints a traceback.
 
-====  ==============================================================
+====  =====================================================================
 0     success
 1     a task failed, the service refused a request, or stdout failed
 2     nothing was started: wrong options, input or configuration
-3     stopped because no job could succeed: credentials, account, network
+3     stopped because no further job could succeed: credentials, account, network
 130   interrupted by Ctrl-C or SIGTERM, or the terminal was closed
-====  ==============================================================
+====  =====================================================================
 """
 
 import io

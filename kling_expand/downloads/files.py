@@ -330,7 +330,7 @@ def _template(wanted: str) -> str:
             limit = f"must use only the fields {', '.join(sorted(FIELDS))}"
             raise InvalidRequest("target", repr(wanted), limit, "double each brace that is part of a name")
         if any(int(number) > _MAX_NAME_BYTES for number in re.findall(r"\d+", spec)):
-            limit = f"must not have a format above {_MAX_NAME_BYTES}, the limit of a file name"
+            limit = f"must not have a field with a width above {_MAX_NAME_BYTES}"
             raise InvalidRequest("target", repr(wanted), limit)
     literal = "".join(piece[0] for piece in pieces)
     # `Path.is_dir` raises if a name is too long or a directory cannot be searched.

@@ -377,9 +377,9 @@ class Fleet:
         """Cancel waiting jobs that were never sent, and return their number.
 
         Without *keys*, this applies to all jobs. A job that was sent may have a task, which is billed, so it
-        is followed to its end. A job that a worker has also continues. The number of jobs that continue is
-        logged. Each job is removed and its outcome recorded in one statement, so an interrupted call can be
-        repeated.
+        is followed to its end. A job that is held by a worker also continues. The number of jobs that
+        continue is logged. Each job is removed and its outcome recorded in one statement, so an interrupted
+        call can be repeated.
 
         Raises:
             JournalError: if the database is unreachable or has no tables.

@@ -180,11 +180,11 @@ class ExpandResult(Serializable):
     """A succeeded task, with methods to save and read its pictures.
 
     `task` is the task's final snapshot. `request` is the request, or None for an attached task. `files` are
-    the paths of the newest earlier save, according to the journal, whose pictures all still exist. It is
-    empty if there is none. *saves* has the paths of every such save, including those of other jobs with an
-    identical photo. `name` is the photo's name, from which file names are formed. `shape` is the name of the
-    shape, by default as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose picture
-    was the input of this one, or None.
+    the paths of the newest earlier save, according to the journal, whose pictures all still exist. `files` is
+    empty if there is no such save. *saves* has the paths of every such save, including those of other jobs
+    with an identical photo. `name` is the photo's name, from which file names are formed. `shape` is the name
+    of the shape, by default as in `geometry.shape_name`. `earlier` is the result of the previous pass, whose
+    picture was the input of this one, or None.
 
     If the service lists fewer pictures than ordered, `save` reads the task again, as some may be listed late.
 
@@ -236,7 +236,7 @@ class ExpandResult(Serializable):
         such as ``"out/{folder}/{task_id}-{index}{ext}"``. Its fields: ``name index task_id ext key shape``,
         ``external_task_id``, ``folder`` (the photo's own) and ``path`` (the folders that `name` begins with).
 
-        A leading ``~`` is the user's home. A name that another file has gets the task's id, unless
+        A leading ``~`` is the user's home. If another file has the name, the task's id is appended, unless
         *overwrite* is set. Pictures already there are not downloaded again. Watermarked copies are saved too.
 
         *format* (``jpeg``, ``png``, ``webp`` or ``tiff``) converts each picture, for JPEG and WebP with a

@@ -859,7 +859,7 @@ def _unexpected_error(job: Job, error: Exception) -> KlingError:
 
 
 def is_resumable(job: JobRecord) -> bool:
-    """Return whether a job of the store can be continued: it has not ended, or may no longer be refused.
+    """Return whether a job of the store can be continued: it has not ended, or might now be accepted.
 
     Problems with the account, its permissions, its keys or its allowed addresses may have been solved. An
     invalid request stays invalid.

@@ -4,8 +4,8 @@ The module opens, locks and checks the file and commits to it. The caller define
 
 Three locks keep other processes out while the file is open:
 
-- SQLite's own lock, in exclusive mode. It stops every program that uses SQLite. But POSIX drops all locks of
-  a process on a file as soon as that process closes any descriptor of it, as ``shutil.copy`` does.
+- SQLite's own lock, in exclusive mode. It keeps out every program that uses SQLite. But POSIX drops all
+  locks of a process on a file as soon as that process closes any descriptor of it, as ``shutil.copy`` does.
 - A lock of one byte on an open file description, if the system has such locks (Linux). Only closing that
   description releases it, so neither a copy nor a second store in the same process releases it. This lock is
   checked first.
@@ -79,7 +79,7 @@ class FileFormat:
 class DatabaseFile:
     """One file of one format, opened, used and closed on one thread.
 
-    A temporary copy has the path that it was *copied_from* in its messages.
+    For a temporary copy, messages show the path that it was *copied_from*.
     """
 
     def __init__(self, path: str, file_format: FileFormat, copied_from: str = "") -> None:

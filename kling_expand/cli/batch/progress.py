@@ -276,7 +276,7 @@ class Progress:
 
 @define
 class LineSchedule:
-    """The schedule of plain lines: one after each twentieth of the rows, and after a while without one."""
+    """The schedule of plain lines: one after every 5 % of the rows, or after a time without a line."""
 
     printed_at: float
     ended: int = 0

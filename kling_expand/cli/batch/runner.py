@@ -545,7 +545,7 @@ class Runner:
         if not self.advice:
             self.advice = advice
             self._display.failure(f"{error}; nothing more is sent: {advice}; {_DOCTOR}")
-            self._stop("no job could succeed")
+            self._stop("no further job could succeed")
         return True
 
     def _stop(self, reason: str) -> None:

@@ -254,7 +254,7 @@ def bulk(
     file is replaced, unless you give --overwrite. Results of earlier runs are never used as photos.
 
     Exit code 0 if every photo has its pictures, 1 if not, 2 if nothing was started,
-    3 if no job could succeed, for example because the credentials are wrong.
+    3 if no further job could succeed, for example because the credentials are wrong.
     """
     run_plan(
         batch.plan(

@@ -302,8 +302,8 @@ class WorkerOptions(OptionGroup):
 def worker(*, chosen: WorkerOptions, database: Database) -> None:
     """Process jobs until SIGTERM or Ctrl-C.
 
-    Running jobs then have --shutdown-timeout seconds to finish. The worker requeues the others, and exits at
-    most 15 seconds later. A second signal ends it at once; no job is lost.
+    Running jobs then have --shutdown-timeout seconds to finish. The worker requeues those that have not
+    finished by then, and exits at most 15 seconds later. A second signal ends it at once; no job is lost.
     """
 
     async def main() -> None:

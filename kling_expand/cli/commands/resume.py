@@ -35,7 +35,8 @@ def resume(
     The journal does not have the photos that the run never reached. For those, run `kling-expand bulk` again.
     To continue a run that used --emulator, repeat the command that started it instead.
 
-    Exit code 0 if every job has its pictures, 1 if not.
+    Exit code 0 if every job has its pictures, 1 if not, 2 if nothing was started,
+    3 if no further job could succeed, for example because the credentials are wrong.
     """
     from kling_expand.cli.batch.existing_jobs import resume_journal  # imported here, because it loads aiohttp
     from kling_expand.cli.batch.plan import Plan

@@ -464,16 +464,16 @@ def _rows(entry: Entry, manifest: Manifest, defaults: Defaults) -> Iterator[Row]
 
 
 def _row(entry: Entry, manifest: Manifest, defaults: Defaults) -> Row:
-    return evolve(_checked_row(entry, manifest, defaults), cells=_resolved_cells(entry, manifest))
+    row = _checked_row(entry, manifest, defaults)
+    plain = all(isinstance(value, str | int | float | None) for value in entry.cells.values())
+    if row.request is None and (entry.error or not plain):
+        # In a table, a list would become text. With names that `bulk` ignores, the row stays bad.
+        return evolve(row, cells={f"_{name.removeprefix('_')}": cell for name, cell in entry.cells.items()})
+    return evolve(row, cells=_resolved_cells(entry, manifest))
 
 
 def _resolved_cells(entry: Entry, manifest: Manifest) -> dict[str, Any]:
-    """Return the cells of a row with the path of its photo, and the name that keeps its place in the output.
-
-    The cells of a row that could not be read get names that `bulk` ignores, so that the row stays bad.
-    """
-    if entry.error:
-        return {f"_{name.removeprefix('_')}": value for name, value in entry.cells.items()}
+    """Return the cells of a row with the path of its photo and the name that keeps its place."""
     cells, image = dict(entry.cells), str(entry.cells.get("image") or "")
     if image and "://" not in image:
         cells["image"] = str(manifest.folder / image)

@@ -90,13 +90,15 @@ def test_a_photo_keeps_its_place_and_a_bad_row_stays_bad(tmp_path: Path) -> None
     left, manifest = tmp_path / "left.csv", tmp_path / "m.csv"
     Shell()("bulk", tmp_path / "in", "--up", 1, "--failures", left, KLING_API_KEY="none")
     assert [(row["image"], row["name"]) for row in table(left)] == [("in/cut.jpg", "cut")]
+    lines = tmp_path / "m.jsonl"
     manifest.write_text(f"image,up,prompt\n{COFFEE},1,a cat, sitting\n")
-    Shell()("bulk", manifest, "--failures", left, KLING_API_KEY="none")
-    assert [(row["image"], row["_image"], row["_prompt"]) for row in table(left)] == [
-        ("", COFFEE, "a cat, sitting")
-    ]
-    done = Shell()("bulk", left, "--up", 1, "--dry-run", "--json")
-    assert json.loads(done.stdout.splitlines()[-1])["good"] == 0
+    lines.write_text(json.dumps({"image": COFFEE, "up": 1, "prompt": ["a cat", "sitting"]}))
+    for source, prompt in (manifest, "a cat, sitting"), (lines, '["a cat", "sitting"]'):
+        Shell()("bulk", source, "--failures", left, KLING_API_KEY="none")
+        rows = [(row["image"], row["_image"], row["_prompt"]) for row in table(left)]
+        assert rows == [("", COFFEE, prompt)]
+        done = Shell()("bulk", left, "--up", 1, "--dry-run", "--json")
+        assert json.loads(done.stdout.splitlines()[-1])["good"] == 0
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from .service import Service
 from .settings import Settings, options
 from .state.account import Account
 from .state.background import BackgroundTasks
-from .state.callbacks import Callbacks, signing_key
+from .state.callbacks import Callbacks
 
 _log = logging.getLogger(__name__)
 _NOT_STARTED = "the emulator must be started first: use `async with`"
@@ -39,7 +39,7 @@ class Emulator(Settings):
 
     Raises:
         RuntimeError: if, at the start, a library that it needs is missing.
-        ValueError: if, at the start, the engine or the webhook secret is not valid.
+        ValueError: if a setting is not valid, or, at the start, the engine.
         OSError: if, at the start, it cannot listen on its address.
         sqlite3.Error: if, at the start, the state file cannot be used.
     """
@@ -54,8 +54,6 @@ class Emulator(Settings):
     async def __aenter__(self) -> Self:
         """Start the service."""
         _check_engine(self.engine)
-        if self.webhook_secret:
-            signing_key(self.webhook_secret)
         try:
             await self._start()
         except BaseException:

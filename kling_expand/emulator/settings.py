@@ -1,17 +1,20 @@
 """The settings of an emulator, described once for Python, the command line and the control route."""
 
+import base64
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 from attrs import Attribute, define, field, fields
+from yarl import URL
 
 from .http.codes import ACCOUNT_CODES, CODES
 
 FLAT_ENGINE = "flat"  # it needs no worker process, and paints when a picture is downloaded
 
 
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - the documented prefix of secrets
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -43,6 +46,35 @@ def _check_workers(workers: int) -> None:
         raise ValueError(f"workers must be at least 1, got {workers}")
 
 
+def _check_public_url(text: str) -> None:
+    try:
+        url = URL(text)
+        valid = not text or (url.scheme in {"http", "https"} and bool(url.host))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"public_url must be an http or https URL, such as https://kling.test, got {text!r}")
+
+
+def _check_webhook_secret(secret: str) -> None:
+    if secret:
+        signing_key(secret)
+
+
+def signing_key(secret: str) -> bytes:
+    """Return the key inside a webhook secret.
+
+    Raises:
+        ValueError: if the secret is not `whsec_` followed by Base64.
+    """
+    try:
+        if secret.startswith(_SECRET_PREFIX):
+            return base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError:
+        pass
+    raise ValueError(f"webhook_secret must be {_SECRET_PREFIX} followed by Base64")
+
+
 def parse_misregister(text: str) -> tuple[float, float, float]:
     """Return the shift to the right and down in pixels, and the scale, from `DX,DY,SCALE`.
 
@@ -66,7 +98,9 @@ class Settings:
     host: str = _option("127.0.0.1", "address to listen on", fixed=True)
     port: int = _option(0, "port to listen on; 0: any free port", fixed=True, parser=_check_port)
     public_url: str = _option(
-        "", "URL of the emulator for clients, such as https://kling.test; empty: the address of the request"
+        "",
+        "URL of the emulator for clients, such as https://kling.test; empty: the address of the request",
+        parser=_check_public_url,
     )
     forwarded: bool = _option(
         False, "trust X-Forwarded-Proto and X-Forwarded-Host of a proxy in front of the emulator"
@@ -139,7 +173,12 @@ class Settings:
         fixed=True,  # the control routes need no credentials
     )
     fetch_timeout: float = _option(10.0, "seconds to fetch an image given by URL")
-    webhook_secret: str = _option("", "secret (whsec_...) that signs callbacks; empty: unsigned", secret=True)
+    webhook_secret: str = _option(
+        "",
+        "secret (whsec_...) that signs callbacks; empty: unsigned",
+        secret=True,
+        parser=_check_webhook_secret,
+    )
     callback_order: str = _option(
         "sent",
         "sent: each callback when its status begins; shuffled: all callbacks of a task at its end",

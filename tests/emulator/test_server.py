@@ -83,7 +83,7 @@ async def test_an_unknown_engine_stops_the_start() -> None:
 @pytest.mark.parametrize("secret", ["secret", "whsec_***", "whsec_abc"])
 async def test_a_bad_secret_stops_the_start(secret: str) -> None:
     """An invalid webhook secret fails at the start and not at the first callback."""
-    with pytest.raises(ValueError, match=r"whsec_|base64|padding|alphabet|digit"):
+    with pytest.raises(ValueError, match="webhook_secret must be whsec_ followed by Base64"):
         async with calling(webhook_secret=secret):
             raise AssertionError("it started")
 

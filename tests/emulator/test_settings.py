@@ -30,3 +30,21 @@ def test_a_wrong_misregistration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"misregister must be DX,DY,SCALE"):
         change(settings, {"slots": 5, "misregister": text})
     assert (settings.slots, settings.misregister) == (9, "0.5,-2,1.01")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "/path", "ftp://host", "http://", "http://host:99999"])
+def test_a_public_url_needs_a_host(url: str) -> None:
+    """A public address that is no http or https URL is refused, at the start and while the emulator runs."""
+    settings = Settings(public_url="https://kling.test")
+    for use in (lambda: Settings(public_url=url), lambda: change(settings, {"public_url": url})):
+        with pytest.raises(ValueError, match="public_url must be an http or https URL"):
+            use()
+    change(settings, {"public_url": ""})
+
+
+def test_a_bad_webhook_secret_is_refused_while_the_emulator_runs() -> None:
+    """A secret that cannot sign callbacks is refused, and the message does not contain it."""
+    settings = Settings()
+    with pytest.raises(ValueError, match=r"followed by Base64$"):
+        change(settings, {"webhook_secret": "whsec_***"})
+    assert settings.webhook_secret == ""

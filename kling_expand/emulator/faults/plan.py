@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import asdict, field, fields, frozen
+from attrs import Attribute, asdict, field, fields, frozen
 from attrs.validators import ge, in_, instance_of, le
 
 from kling_expand.emulator.http.codes import CODES
@@ -46,6 +46,11 @@ def _check_kind(kind: object) -> None:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}{code}")
 
 
+def _check_header(_fault: object, attribute: "Attribute[Any]", text: str | None) -> None:
+    if text is not None and not text.isprintable():
+        raise ValueError(f"{attribute.name} must be text without control characters, got {text!r}")
+
+
 @frozen
 class Fault:
     """A fault of one `kind` (see `KINDS`). A script applies it to `times` calls in a row.
@@ -62,7 +67,7 @@ class Fault:
     code: int = field(default=5000, validator=in_(CODES))
     message: str = field(default="", validator=instance_of(str))
     seconds: float = field(default=1.0, validator=[instance_of((int, float)), ge(0), le(86400)])
-    retry_after: str | None = field(default=None, validator=instance_of((str, type(None))))
+    retry_after: str | None = field(default=None, validator=[instance_of((str, type(None))), _check_header])
     times: int = field(default=1, validator=[instance_of(int), ge(1), le(10_000)])
 
 

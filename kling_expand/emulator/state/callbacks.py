@@ -19,6 +19,7 @@ from yarl import URL
 from kling_expand.emulator.http.task_json import TaskJson
 from kling_expand.emulator.painting.image_fetch import FetchError, check_url, public_connector
 from kling_expand.emulator.service import Service
+from kling_expand.emulator.settings import signing_key
 
 from .background import BackgroundTasks
 from .tasks import Task
@@ -26,7 +27,6 @@ from .tasks import Task
 _log = logging.getLogger(__name__)
 
 RESPONSE_TIMEOUT = 10.0  # seconds
-SECRET_PREFIX = "whsec_"  # noqa: S105 - the documented prefix of secrets
 
 
 @frozen
@@ -122,17 +122,6 @@ class Callbacks:
         """Stop sending."""
         await self._background.aclose()
         await self._session.close()
-
-
-def signing_key(secret: str) -> bytes:
-    """Return the key inside a webhook secret.
-
-    Raises:
-        ValueError: if the secret is not `whsec_` followed by Base64.
-    """
-    if not secret.startswith(SECRET_PREFIX):
-        raise ValueError(f"webhook_secret must begin with {SECRET_PREFIX}")
-    return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
 
 
 def signature_headers(secret: str, *, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:

@@ -56,6 +56,7 @@ def test_scripts_come_before_probabilities() -> None:
         {"kind": "late", "seconds": float("nan")},
         {"kind": "html", "times": 0},
         {"kind": "html", "retry_after": 5},
+        {"kind": "error", "retry_after": "5\r\nX: y"},
     ],
 )
 def test_an_invalid_fault_is_refused(step: Any) -> None:

@@ -68,7 +68,7 @@ def test_an_invalid_fault_is_refused(step: Any) -> None:
 def test_a_fault_on_the_wrong_route_is_refused() -> None:
     """A download fault on another route, an unknown route and a wrong probability are refused."""
     faults = FaultPlan(random.Random(0), lambda: 0.0)
-    with pytest.raises(ValueError, match="downloads only"):
+    with pytest.raises(ValueError, match="only for downloads"):
         faults.script("create", "truncated_picture")
     with pytest.raises(ValueError, match="route must be"):
         faults.script("delete", "html")

@@ -195,6 +195,7 @@ class BoundedMap:
 
         Raises:
             Exception: if the source raises. The outcomes of all requests read before that are yielded first.
+                A `CancelledError` of the source becomes a RuntimeError.
         """
         feeder = asyncio.create_task(self._feed(requests), name="kling-expand map")
         feeder.add_done_callback(lambda _: self._ended.put_nowait(None))

@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 from types import TracebackType
 from typing import IO, Any, Self
 
-from kling_expand.cli.terminal import NothingDone
+from kling_expand.cli.terminal import NothingDone, ServiceFailed
 
 from .progress import Job
 from .tables import LINES
@@ -51,8 +51,11 @@ class FailuresFile:
             with self._rows, part.open("x", encoding="utf-8", errors="replace", newline="") as file:
                 self._write(file)
             part.replace(self._path)
-        finally:  # on a full disk
+        except OSError as problem:
             part.unlink(missing_ok=True)
+            raise ServiceFailed(
+                f"--failures {self._path} cannot be written ({problem.strerror})"
+            ) from problem
 
     def _write(self, file: IO[str]) -> None:
         if self._suffix in LINES:

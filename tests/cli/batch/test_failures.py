@@ -9,6 +9,7 @@ import pytest
 from support.shell import CHELSEA, COFFEE, Shell, shell
 
 from kling_expand.cli.batch.failures import FailuresFile
+from kling_expand.cli.terminal import ServiceFailed
 
 
 def jobs(stdout: str) -> list[dict[str, Any]]:
@@ -102,12 +103,12 @@ def test_a_photo_keeps_its_place_and_a_bad_row_stays_bad(tmp_path: Path) -> None
 
 
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
-    """If the file cannot be written at the end, its partial file is removed."""
+    """If the file cannot be written at the end, the message names it, and its partial file is removed."""
     path = tmp_path / "left.csv"
     failures = FailuresFile(str(path))
     failures.__enter__()
     path.unlink()
     path.mkdir()
-    with pytest.raises(OSError, match=r"left\.csv"):
+    with pytest.raises(ServiceFailed, match=r"--failures .*left\.csv cannot be written"):
         failures.__exit__(None, None, None)
     assert list(tmp_path.iterdir()) == [path]

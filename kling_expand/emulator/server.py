@@ -38,8 +38,8 @@ class Emulator(Settings):
         clock: returns Unix seconds.
 
     Raises:
-        RuntimeError: if, at the start, a library that it needs is missing.
-        ValueError: if a setting is not valid, or, at the start, the engine.
+        RuntimeError: if, at the start, another emulator is using the state file.
+        ValueError: if a setting is not valid, or no engine has the given name.
         OSError: if, at the start, it cannot listen on its address.
         sqlite3.Error: if, at the start, the state file cannot be used.
     """

@@ -221,7 +221,8 @@ def try_output(folder: str, *, pictures: int = 0) -> None:
 async def saved_files(journals: Sequence[str]) -> set[str]:
     """Return the keys (see `path_key`) of all pictures that these journals name.
 
-    If a directory was moved or copied together with its journal, the pictures are also in the new place.
+    If a directory was moved or copied together with its journal, the keys of the pictures in the new place
+    are also returned.
 
     Raises:
         NothingDone: if a file is not a journal.

@@ -22,7 +22,10 @@ Statement = tuple[str, tuple[object, ...]]
 
 
 class Store:
-    """The database at *path*, or a temporary one. A `put_` is durable when the next `flush` has returned."""
+    """The database at *path*, or a temporary one.
+
+    What a `put_…` method writes is durable once the next `flush` has returned.
+    """
 
     def __init__(self, path: str = "") -> None:
         self._durable = bool(path)

@@ -447,7 +447,7 @@ class KlingClient:
             if known is None or not is_resumable(known) or self._jobs.follows(known):
                 continue
             if _is_pass(known):
-                text = "job %s is left out, as one of several passes: call `expand` again, or `resume_passes`"
+                text = "job %s is not resumed, as it is one pass of several: call `expand` or `resume_passes`"
                 logger.warning(text, known.external_task_id)
             else:
                 yield self._resume(known, deadline_at)
@@ -711,7 +711,7 @@ class KlingClient:
             async with asyncio.timeout_at(deadline_at):
                 await lock.acquire()
         except TimeoutError:
-            reason = "the deadline passed during another save of the task"
+            reason = "the deadline passed while this save waited for another save of the same task"
             raise DeadlineExceeded(reason, task_id=task.task_id) from None
         try:
             task = await self._jobs.with_all_pictures(task, options.pictures, deadline_at)

@@ -88,7 +88,7 @@ async def test_no_pass_is_paid_twice(
                 await result.save(tmp_path / "out")
                 assert [future async for future in kling.resume()] == []
             assert emulator.account.units_billed == 16
-    assert caplog.text.count("is left out, as one of several passes: call `expand` again") == 1
+    assert caplog.text.count("is not resumed, as it is one pass of several: call") == 1
 
 
 def test_a_note_of_the_caller_is_no_pass() -> None:

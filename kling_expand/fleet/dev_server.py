@@ -98,7 +98,7 @@ class Cluster:
             closed = [each for each in self._folder.parents if not each.stat().st_mode & 0o001]
             if closed:
                 raise ConfigurationError(
-                    f"the user postgres must be able to enter {closed[0]}; otherwise, use another directory"
+                    f"{closed[0]} must be open to the user postgres; run chmod o+x, or use another directory"
                 )
         words = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "--no-instructions"]
         self._run(find_programs() / "initdb", "-D", self._data, "--locale=C", *words)

@@ -268,7 +268,7 @@ class Permits:
             NotSubmitted: if the permits are closed.
         """
         if n > self.limit:
-            raise InvalidRequest("n", n, f"must be at most {self.limit}, the permits (max_in_flight)")
+            raise InvalidRequest("n", n, f"must be at most {self.limit}, the number of permits")
         await self._acquire(_Waiting(n, key, asyncio.get_running_loop().time()))
         try:
             yield

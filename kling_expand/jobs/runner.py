@@ -613,7 +613,7 @@ class JobRunner:
         """Create or find the task of a job's attempt. The job holds its slots when this returns."""
         attempt, request = job.attempt, prepared.request
         if request.n > self._slots.limit:
-            limit = f"must be at most {self._slots.limit}, the client's slots (max_in_flight)"
+            limit = f"must be at most {self._slots.limit}, the number of slots (max_in_flight)"
             raise InvalidRequest("n", request.n, limit)
         head, tail = codec.encode(request, prepared.expansion, attempt.external_task_id)
         inherited = attempt.state is AttemptState.INHERITED

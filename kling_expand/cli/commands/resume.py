@@ -32,7 +32,7 @@ def resume(
     sent are sent now, if their photos can still be read. Remaining passes are also sent. Results keep their
     original names and never replace a file.
 
-    The journal does not have the photos that the run never reached. For those, run `kling-expand bulk` again.
+    The journal has no record of photos that the run never reached. For those, run `kling-expand bulk` again.
     To continue a run that used --emulator, repeat the command that started it instead.
 
     Exit code 0 if every job has its pictures, 1 if not, 2 if nothing was started,

@@ -88,7 +88,7 @@ def test_the_mode_of_an_existing_directory_is_unchanged(tmp_path: Path) -> None:
     closed.mkdir(mode=0o700)
     before = [stat.S_IMODE(each.stat().st_mode) for each in (closed, *closed.parents)]
     if os.geteuid() == 0:
-        with pytest.raises(ConfigurationError, match=r"postgres must be able to enter|must be shorter"):
+        with pytest.raises(ConfigurationError, match=r"must be open to the user postgres|must be shorter"):
             Cluster(closed / "c").create()
     assert before == [stat.S_IMODE(each.stat().st_mode) for each in (closed, *closed.parents)]
 

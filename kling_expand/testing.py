@@ -427,7 +427,7 @@ class JobStoreContract:
         assert (await store.counts())[JobState.INTENT] == 1
 
     async def test_an_unsent_job_can_be_sent_again_at_once(self, store: JobStore) -> None:
-        """After `mark_unsent`, the job can be sent again at once. Once a task is known, it has no effect."""
+        """`mark_unsent` lets the job be sent again at once. It has no effect once a task is known."""
         name = (await record_job(store)).external_task_id
         await store.mark_sending(name)
         await store.mark_unsent(name)

@@ -15,9 +15,10 @@ queue        its jobs
 ``:save``    succeeded jobs whose pictures could not be saved yet
 ===========  ==============================================================================================
 
-An account's limit applies to the pictures of its permits and of those tasks that no worker follows any more.
-A job gets its permits before its task exists. A job of n pictures takes n permits at once or none. So two
-jobs can never each hold a part of their permits and block each other.
+An account's limit applies to the pictures of its permits, and of tasks at the service whose jobs hold no
+permits, such as those that a dead worker left behind. A job gets its permits before its task exists. A job of
+n pictures takes n permits at once or none. So two jobs can never each hold a part of their permits and block
+each other.
 """
 
 import asyncio
@@ -51,7 +52,10 @@ class LeaseLost(JournalError):
 
 @frozen
 class QueuedJob:
-    """A job that a worker has taken. `attempts` counts its failed attempts, and `deaths` its dead workers."""
+    """A job that a worker has taken.
+
+    `attempts` counts its failed attempts, and `deaths` the workers that died while executing it.
+    """
 
     id: int
     stage: str

@@ -1,11 +1,11 @@
 """Fleet jobs with several passes. Each pass is a job of the store, under the key of the fleet's job.
 
-The queue, the permits, the deaths, a cancellation and the outcome of a job are all found by its key. The
-store distinguishes jobs with the same key by their parameters, which differ for each pass. So each pass has
-its own record, external id, create and price. Every SQL statement for a job also works for its current pass.
-The task of the pass is therefore followed without a permit, counts against the limit and prevents a
-cancellation. The step from one pass to the next needs no statement of its own. Whenever a worker dies, the
-newest record under the key shows which pass is next:
+A job's entry in the queue, its permits, its deaths, its cancellation and its outcome are all found by its
+key. The store distinguishes jobs with the same key by their parameters, which differ for each pass. So each
+pass has its own record, external id, create and price. Every SQL statement for a job also works for its
+current pass. The task of the pass is therefore followed without a permit, counts against the limit and
+prevents a cancellation. The step from one pass to the next needs no statement of its own. Whenever a worker
+dies, the newest record under the key shows which pass is next:
 
 =======================  =====================================================================================
 newest record            what the next worker does

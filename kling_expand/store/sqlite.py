@@ -252,7 +252,7 @@ class SQLiteStore(JobStore):
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create. They are exact with a boot clock and no restart since."""
+        """Return the seconds since the last create. They are exact unless the boot clock is missing or restarted."""
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age

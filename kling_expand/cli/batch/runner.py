@@ -603,7 +603,7 @@ class Results:
     async def save(self, job: Job, result: ExpandResult) -> tuple[tuple[Path, ...], bool]:
         """Return the files of a job, and whether they already existed.
 
-        Photos of the same content share one task, but each has its own files.
+        Photos with the same content share one task, but each has its own files.
 
         Raises:
             KlingError: if a picture cannot be saved.

@@ -146,7 +146,7 @@ class BulkOptions(OptionGroup):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """Return the group. Raise click's usage error for a file that `bulk` could not read again."""
+        """Return the group. Raise click's usage error if `bulk` cannot read the suffix of --failures."""
         from kling_expand.cli.batch.tables import LINES, TABLES  # imported here, because few commands need it
 
         if values["failures"] and not values["failures"].lower().endswith(TABLES + LINES):

@@ -352,9 +352,9 @@ class KlingClient:
 
         Submissions with the same `key`, photo and parameters are one job with one task. If one of them fails
         before the task exists, such as at its deadline, the others continue. Without a journal, a submission
-        without a `key` is always a new job. With *fresh*, a job that has ended is run and paid for
-        again, for example because its pictures have expired. So is a job whose task the service no longer
-        has. A job that is still open is followed.
+        without a `key` is always a new job. With *fresh*, a job is run and paid for again if it has
+        ended (for example because its pictures have expired) or if the service no longer has its task. A job
+        that is still open is followed.
 
         A journal keeps *note*, a mapping of your own JSON values, in the job's record. It does not keep the
         photo. If the process ends before a job is sent, the job can be resumed only if its photo was given

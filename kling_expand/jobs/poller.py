@@ -18,8 +18,9 @@ have stopped. A single missed callback is enough to poll more often at once.
 
 No single bad response ends the wait for a task that is known to exist. Transient failures are tolerated for
 `poll_timeout` seconds and refusals for `refusal_timeout` seconds. Both are counted from the first of at least
-`MIN_FAILURES` bad responses in a row. An unknown status counts as a good response for `poll_timeout`. The
-next read waits as long as a ``Retry-After`` asks for, but at most `max_retry_after` seconds.
+`MIN_FAILURES` bad responses in a row. A response with an unknown status counts as good, but the wait ends
+with an error after `poll_timeout` seconds of it. The next read waits as long as a ``Retry-After`` asks for,
+but at most `max_retry_after` seconds.
 """
 
 import asyncio

@@ -252,7 +252,10 @@ class SQLiteStore(JobStore):
         await self._execute(partial(mark_sending, external_task_id, self._clock(), mark))
 
     async def post_age(self, job: JobRecord) -> float:
-        """Return the seconds since the last create. They are exact unless the boot clock is missing or restarted."""
+        """Return the seconds since the last create.
+
+        They are exact if there is a boot clock and the system has not been restarted since then.
+        """
         age, boot = await super().post_age(job), self._boot_clock()
         if boot is None or job.last_post_mark is None:
             return age

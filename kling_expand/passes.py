@@ -206,7 +206,7 @@ class Passes:
             await self._read_earlier(found)
             return found
         if self._request is None:
-            raise InvalidRequest("request", None, "must be given unless a known job is")
+            raise InvalidRequest("request", None, "must be given, except with a known job")
         return await first_pass(await _readable_again(self._request), self._limit, self._note)
 
     async def _read_earlier(self, found: Pass) -> None:

@@ -207,7 +207,7 @@ def _pairs(headers: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def _text(name: str, value: object) -> str:
-    """Return a header's name or value as text; some servers pass bytes."""
+    """Return a header's name or value, which some servers pass as bytes, as text."""
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if not isinstance(value, str):

@@ -26,7 +26,7 @@ _HEAD = 33  # bytes of the signature and the first chunk of a PNG
 _EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
 _SEGMENT = 65_500  # the most bytes of data in a JPEG segment
 
-_log = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 def convert(content: bytes, picture_format: str, quality: int | None) -> bytes:
@@ -77,7 +77,7 @@ def _exif_block(exif: Any, picture_format: str) -> bytes:
     shorter = _serialized(exif)
     kept = len(shorter) <= _SEGMENT
     what = "the MakerNote of the EXIF data" if kept else "the EXIF data"
-    _log.warning("%s is left out, because a JPEG has at most 64 KB of EXIF data", what)
+    logger.warning("%s is left out, because a JPEG has at most 64 KB of EXIF data", what)
     return shorter if kept else b""
 
 
@@ -86,7 +86,7 @@ def _serialized(exif: Any) -> bytes:
     try:
         return exif.tobytes() if exif else b""
     except Exception as error:  # noqa: BLE001 - Pillow raises many kinds
-        _log.warning("the EXIF data is damaged and is left out: %s", error)
+        logger.warning("the EXIF data is damaged and is left out: %s", error)
         return b""
 
 

@@ -87,9 +87,8 @@ def read_exif(image: Any) -> Any:
     try:
         if image.format != "PNG":
             return image.getexif()
-        exif.load(
-            image.info.get("exif") or b""
-        )  # `getexif` would decode the pixels, to find a block behind them
+        # For a PNG, `getexif` would decode the pixels to find a block behind them.
+        exif.load(image.info.get("exif") or b"")
         return exif
     except Exception:  # noqa: BLE001 - Pillow raises many kinds
         return Image.Exif()

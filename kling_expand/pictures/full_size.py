@@ -20,8 +20,7 @@ _START = (
     "import sys; sys.path[:] = {path!r}; from kling_expand.pictures.full_size import serve; serve(**{job!r})"
 )
 
-
-_log = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @frozen
@@ -74,7 +73,7 @@ async def make(job: CompositeJob) -> None:
     if code:
         raise _error(job, output, trace)
     for warning in output.splitlines():
-        _log.warning("%s: %s", job.photo, warning)
+        logger.warning("%s: %s", job.photo, warning)
 
 
 class _Process:

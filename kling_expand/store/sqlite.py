@@ -300,18 +300,23 @@ class SQLiteStore(JobStore):
         That file is copied before it is read, because its worker has locked it. A file that cannot be read
         is an error only if no other file has the job.
         """
-        found = await self.get(external_task_id)
+        if found := await self.get(external_task_id):
+            return found
         statement = partial(newest, "external_task_id = ?", (external_task_id,))
         errors: list[JournalError] = []
-        for path in [] if found else await asyncio.to_thread(worker_files, self._pattern):
+        for path in await asyncio.to_thread(worker_files, self._pattern):
+            if path == self.path:
+                continue
             try:
-                if found is None and path != self.path:
-                    found = await asyncio.to_thread(read_copy, path, statement)
+                found = await asyncio.to_thread(read_copy, path, statement)
             except JournalError as error:
                 errors.append(error)
-        if found is None and errors:
+                continue
+            if found is not None:
+                return found
+        if errors:
             raise errors[0]
-        return found
+        return None
 
     async def find(self, key: str, digest: str | None = None) -> JobRecord | None:
         """Return the newest record of *key*, and of this *digest* if it is given, or None."""

@@ -52,6 +52,7 @@ from kling_expand.api import codec
 from kling_expand.api.session import Body, Session, retry_waits
 from kling_expand.config import Settings
 from kling_expand.errors import (
+    APIError,
     BadRequest,
     DuplicateTask,
     KlingError,
@@ -327,7 +328,8 @@ class Submitter:
                 attempt.move(AttemptState.UNCERTAIN)
             else:
                 attempt.move(AttemptState.REFUSED)
-                await create.mark_unsent()
+                if not isinstance(error, APIError) or error.retryable:  # the runner records a final refusal
+                    await create.mark_unsent()
             raise
         attempt.move(AttemptState.CREATED)
         return task

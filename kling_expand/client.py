@@ -446,7 +446,7 @@ class KlingClient:
             known = await self._store.get(listed.external_task_id)  # it may have ended since it was listed
             if known is None or not is_resumable(known) or self._jobs.follows(known):
                 continue
-            if _is_pass(known):
+            if is_pass(known):
                 text = "job %s is not resumed, as it is one pass of several: call `expand` or `resume_passes`"
                 logger.warning(text, known.external_task_id)
             else:
@@ -804,7 +804,8 @@ def _request(
     return ExpandRequest(image, cast(Geometry, geometry), **fields)
 
 
-def _is_pass(known: JobRecord) -> bool:
+def is_pass(known: JobRecord) -> bool:
+    """Return whether a job of the journal is one of several passes."""
     if "pass" not in known.note:
         return False
     from .passes import pass_of  # imported here, as few jobs have passes

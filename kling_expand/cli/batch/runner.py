@@ -26,7 +26,7 @@ from kling_expand.cli.terminal import (
     shell_words,
     show,
 )
-from kling_expand.client import KlingClient
+from kling_expand.client import KlingClient, is_pass
 from kling_expand.downloads.files import FORMATS, OutputPaths
 from kling_expand.errors import (
     AccountError,
@@ -238,7 +238,7 @@ def known_job(record: JobRecord) -> Job:
 
 async def follow(client: KlingClient, known: JobRecord, job: Job) -> None:
     """Attach *job* to the job of a record of the journal, and to the passes after it."""
-    if "pass" in known.note:
+    if is_pass(known):
         job.passes = client.resume_passes(known)
     else:
         job.future = client.resume_job(known)

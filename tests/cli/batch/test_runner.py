@@ -18,15 +18,16 @@ from kling_expand import ExpandRequest, KlingClient, Ratios
 from kling_expand.api import codec
 from kling_expand.cli.batch.plan import Plan
 from kling_expand.cli.batch.progress import Job, Progress
-from kling_expand.cli.batch.runner import Jobs, Results, known_job, run_batch
+from kling_expand.cli.batch.runner import Jobs, Results, follow, known_job, run_batch
 from kling_expand.cli.options import Connection, LimitOptions, OutputOptions
 from kling_expand.cli.terminal import FAILED, FATAL, NothingDone
 from kling_expand.emulator import Emulator
 from kling_expand.emulator.faults.plan import Fault
 from kling_expand.jobs.future import ExpandResult
+from kling_expand.models import Status
 from kling_expand.store.base import JobRecord
 from kling_expand.store.sqlite import SQLiteStore
-from kling_expand.testing import SUCCEEDED
+from kling_expand.testing import SUCCEEDED, emulated
 
 
 @pytest.fixture
@@ -287,3 +288,18 @@ async def test_results_are_named_after_the_request_of_their_row(tmp_path: Path) 
         for request in sent, None:  # no request is known for a task that was attached by its id
             await results.save(job, ExpandResult(SUCCEEDED, request, save=save))
     assert saved == [("photos", "K3", "16x9")] * 4
+
+
+async def test_a_job_whose_note_has_a_value_named_pass_is_followed(tmp_path: Path) -> None:
+    """A program may name a value of its note `pass`. Its job is resumed as a job of one task."""
+    async with (
+        SQLiteStore(tmp_path / "run.db") as journal,
+        emulated({"journal": journal}, queue_seconds=0.02, work_seconds=0.05) as (_, kling),
+    ):
+        await kling.submit(COFFEE, Ratios(up=0.5), note={"pass": "gold"}).accepted()
+        (record,) = [record async for record in journal.jobs()]
+        job = known_job(record)
+        await follow(kling, record, job)
+        assert job.passes is None
+        assert job.future is not None
+        assert (await job.future).task.status is Status.SUCCEED
